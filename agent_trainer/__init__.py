@@ -1,0 +1,1 @@
+"""Learning agents in Flower rounds; one file per paper."""

@@ -1,0 +1,1 @@
+"""The middle: enrol, collect, merge, recover, embed, show."""

@@ -1,0 +1,1 @@
+"""Measured speed and memory, as ratios in one run."""

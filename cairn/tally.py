@@ -1,0 +1,49 @@
+"""The one noun that travels: a set of named integer tables that add."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cairn.errors import PlanMismatch
+from cairn.plan import Stage
+
+Tables = dict[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one site (or the sum of many) counted for one plan.
+
+    fingerprint  32 bytes, of the plan
+    tables       int64, names and shapes as the plan's stage says
+    """
+
+    fingerprint: bytes
+    tables: Tables
+
+
+def zeros(stage: Stage) -> Tables:
+    """Make a stage's tables, all zero."""
+    return {name: np.zeros(shape, np.int64) for name, shape in stage.shapes().items()}
+
+
+def add(into: Tables, other: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    """Add tables to tables in place, mod 2^64. Raises PlanMismatch when names or shapes differ, or for itself."""
+    if into is other:
+        raise PlanMismatch("a tally was to be merged with itself; merge each upload once")
+    if {n: t.shape for n, t in into.items()} != {n: t.shape for n, t in other.items()}:
+        raise PlanMismatch("the tallies' tables differ in name or shape; both must be of the same plan")
+    for name, table in into.items():
+        table += other[name]
+
+
+def check(tally: Tally, fingerprint: bytes, stage: Stage) -> None:
+    """Refuse a tally that is not of this plan. Raises PlanMismatch."""
+    if tally.fingerprint != fingerprint:
+        raise PlanMismatch(f"the tally is of plan {tally.fingerprint.hex()[:12]}, not of {fingerprint.hex()[:12]}")
+    found = {name: table.shape for name, table in tally.tables.items()}
+    expected = dict(stage.shapes())
+    if found != expected:
+        raise PlanMismatch(f"the tally holds tables {found}; the plan's {stage.stage} stage has {expected}")

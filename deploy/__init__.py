@@ -1,0 +1,1 @@
+"""Setting the programs up: the demo federation and its data."""

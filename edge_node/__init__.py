@@ -1,0 +1,1 @@
+"""A hospital's side: read, count, seal, send, audit."""
