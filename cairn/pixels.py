@@ -70,7 +70,9 @@ class Quantiser:
         if not (self.low.shape == self.high.shape == (len(self.projection),) and np.all(self.low < self.high)):
             raise PlanError("every component needs a range with low below high")
         if not (2 <= self.radix <= 256 and self.min_norm >= 0):
-            raise PlanError(f"radix {self.radix} must be 2 to 256 and the foreground cut-off {self.min_norm} at least 0")
+            raise PlanError(
+                f"radix {self.radix} must be 2 to 256 and the foreground cut-off {self.min_norm} at least 0"
+            )
         _ = self.keyspace
 
     @cached_property

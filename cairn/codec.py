@@ -1,0 +1,228 @@
+"""Bytes that all parties agree on: the published plan, and the tally file.
+
+A tally file (docs/PROTOCOL.md): "CAIRNTLY", header length as little-endian uint32, a `cairn.v1.TallyHeader`, then each
+table's little-endian int32 or int64 (the narrower when every count fits), zstd-compressed. Written atomically and the
+same for the same tables, so that its SHA-256 names its content.
+"""
+
+import hashlib
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from google.protobuf.message import DecodeError
+
+from cairn.errors import ChecksumMismatch, PlanError, PlanMismatch
+from cairn.files import write_atomically
+from cairn.pixels import PixelLevels, Quantiser
+from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, Plan, RangesPlan, RecoveryPlan, Stage
+from cairn.sketch import SketchSpec
+from cairn.tally import Tally
+from cairn.v1 import plan_pb2, tallies_pb2
+
+MAGIC = b"CAIRNTLY"
+VERSION = 1
+HEADER_LIMIT = 1 << 20
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """Write a plan as the bytes that are published and fingerprinted."""
+    message = plan_pb2.Plan(study=plan.study, window=plan.window)
+    match plan.stage:
+        case MomentsPlan(pixels):
+            message.moments.pixels.CopyFrom(_pixels(pixels))
+        case RangesPlan(pixels, projection):
+            message.ranges.pixels.CopyFrom(_pixels(pixels))
+            message.ranges.projection.weights.extend(projection.ravel().tolist())
+        case CountsPlan(quantiser, sketch, dense_bits, sketch_bits):
+            message.counts.quantiser.CopyFrom(_quantiser(quantiser))
+            message.counts.sketch.CopyFrom(
+                plan_pb2.SketchSpec(family=sketch.family, depth=sketch.depth, width=sketch.width, seed=sketch.seed)
+            )
+            message.counts.dense_bits = dense_bits
+            message.counts.sketch_bits.extend(sketch_bits)
+        case RecoveryPlan(quantiser, candidates):
+            message.recovery.quantiser.CopyFrom(_quantiser(quantiser))
+            message.recovery.candidates.extend(candidates.tolist())
+        case CodebookPlan(quantiser, keys, clusters, cluster_states, states):
+            message.codebook.quantiser.CopyFrom(_quantiser(quantiser))
+            message.codebook.keys.extend(keys.tolist())
+            message.codebook.clusters.extend(clusters.tolist())
+            message.codebook.cluster_states.extend(cluster_states)
+            message.codebook.states.extend(states)
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_plan(published: bytes) -> Plan:
+    """Read a plan from its published bytes. Raises PlanError when they are not a plan this version can follow."""
+    try:
+        message = plan_pb2.Plan.FromString(published)
+        return Plan(message.study, message.window, _stage(message))
+    except (DecodeError, ValueError) as error:
+        raise PlanError(
+            "the published plan cannot be read; the aggregator may be newer than this site, update Cairn"
+        ) from error
+
+
+def _pixels(pixels: PixelLevels) -> plan_pb2.Pixels:
+    return plan_pb2.Pixels(bands=pixels.bands, offset=pixels.offset, scale=pixels.scale)
+
+
+def _quantiser(q: Quantiser) -> plan_pb2.Quantiser:
+    return plan_pb2.Quantiser(
+        pixels=_pixels(q.pixels),
+        projection=plan_pb2.Projection(weights=q.projection.ravel().tolist()),
+        min_norm=q.min_norm,
+        low=q.low.tolist(),
+        high=q.high.tolist(),
+        radix=q.radix,
+    )
+
+
+def _stage(message: plan_pb2.Plan) -> Stage:
+    match message.WhichOneof("stage"):
+        case "moments":
+            return MomentsPlan(_read_pixels(message.moments.pixels))
+        case "ranges":
+            pixels = _read_pixels(message.ranges.pixels)
+            return RangesPlan(pixels, _read_projection(message.ranges.projection, pixels))
+        case "counts":
+            counts = message.counts
+            sketch = SketchSpec(counts.sketch.depth, counts.sketch.width, counts.sketch.seed, counts.sketch.family)
+            return CountsPlan(
+                _read_quantiser(counts.quantiser), sketch, counts.dense_bits, tuple(int(b) for b in counts.sketch_bits)
+            )
+        case "recovery":
+            candidates = np.array(message.recovery.candidates, np.uint64)
+            return RecoveryPlan(_read_quantiser(message.recovery.quantiser), candidates)
+        case "codebook":
+            book = message.codebook
+            return CodebookPlan(
+                _read_quantiser(book.quantiser),
+                np.array(book.keys, np.uint64),
+                np.array(book.clusters, np.uint8),
+                tuple(int(state) for state in book.cluster_states),
+                tuple(book.states),
+            )
+        case _:
+            raise PlanError("the plan has no stage that this version knows; update Cairn")
+
+
+def _read_pixels(message: plan_pb2.Pixels) -> PixelLevels:
+    return PixelLevels(tuple(message.bands), message.offset, message.scale)
+
+
+def _read_projection(message: plan_pb2.Projection, pixels: PixelLevels) -> npt.NDArray[np.int32]:
+    return np.array(message.weights, np.int32).reshape(-1, len(pixels.bands))
+
+
+def _read_quantiser(message: plan_pb2.Quantiser) -> Quantiser:
+    pixels = _read_pixels(message.pixels)
+    return Quantiser(
+        pixels,
+        _read_projection(message.projection, pixels),
+        message.min_norm,
+        np.array(message.low),
+        np.array(message.high),
+        message.radix,
+    )
+
+
+def write_tally(path: Path, tally: Tally) -> bytes:
+    """Write a tally file atomically: it is there whole, flushed to the disk, or not at all.
+
+    returns  SHA-256 of the file, 32 bytes
+    Raises OSError (a full disk) and leaves nothing.
+    """
+    stored = [(name, _narrow(table)) for name, table in sorted(tally.tables.items())]
+    compressor = zstandard.ZstdCompressor(level=3)
+    header = tallies_pb2.TallyHeader(version=VERSION, fingerprint=tally.fingerprint)
+    payloads = []
+    for name, table in stored:
+        payload = compressor.compress(table.data)
+        payloads.append(payload)
+        header.tables.add(
+            name=name,
+            dtype=table.dtype.str,
+            shape=table.shape,
+            sha256=hashlib.sha256(table.data).digest(),
+            stored_size=len(payload),
+            compression="zstd",
+        )
+    head = header.SerializeToString(deterministic=True)
+    digest = hashlib.sha256()
+    with write_atomically(path) as file:
+        for part in (MAGIC, struct.pack("<I", len(head)), head, *payloads):
+            file.write(part)
+            digest.update(part)
+    return digest.digest()
+
+
+def read_header(file: BinaryIO) -> tallies_pb2.TallyHeader:
+    """Read the head of a tally file and leave the file at its first table. Raises ChecksumMismatch, PlanMismatch."""
+    magic, length = file.read(len(MAGIC)), file.read(4)
+    if magic != MAGIC or len(length) != 4:
+        raise ChecksumMismatch("this is not a tally file: it does not begin with CAIRNTLY; send it again")
+    (size,) = struct.unpack("<I", length)
+    head = file.read(min(size, HEADER_LIMIT))
+    try:
+        header = tallies_pb2.TallyHeader.FromString(head)
+    except DecodeError as error:
+        raise ChecksumMismatch("the tally file's header is damaged; send it again") from error
+    if header.version != VERSION:
+        raise PlanMismatch(f"the tally file has version {header.version}, this program reads {VERSION}; update Cairn")
+    return header
+
+
+def read_tables(
+    file: BinaryIO, headers: Sequence[tallies_pb2.TableHeader]
+) -> Iterator[tuple[str, npt.NDArray[np.int32] | npt.NDArray[np.int64]]]:
+    """Read a tally file's tables one at a time, each checked against its SHA-256. Raises ChecksumMismatch."""
+    for head in headers:
+        dtype = np.dtype(head.dtype)
+        if head.dtype not in {"<i4", "<i8"} or head.compression not in {"zstd", "none"}:
+            raise ChecksumMismatch(f"table {head.name!r} is stored as {head.dtype} by {head.compression}: unknown")
+        size = int(np.prod(head.shape, dtype=object)) * dtype.itemsize
+        stored = file.read(head.stored_size)
+        try:
+            raw = _decompress(stored, size) if head.compression == "zstd" else stored
+        except zstandard.ZstdError as error:
+            raise ChecksumMismatch(f"table {head.name!r} of the tally file is damaged; send it again") from error
+        if len(raw) != size or hashlib.sha256(raw).digest() != head.sha256:
+            raise ChecksumMismatch(
+                f"table {head.name!r} of the tally file is not what its checksum says; send it again"
+            )
+        yield head.name, np.frombuffer(raw, dtype).reshape(head.shape)
+
+
+def read_tally(path: Path) -> Tally:
+    """Read a whole tally file into memory as int64 tables. Raises ChecksumMismatch, PlanMismatch."""
+    with path.open("rb") as file:
+        header = read_header(file)
+        tables = {name: table.astype(np.int64) for name, table in read_tables(file, header.tables)}
+    return Tally(header.fingerprint, tables)
+
+
+def check_header(header: tallies_pb2.TallyHeader, fingerprint: bytes, stage: Stage) -> None:
+    """Refuse a tally file that is not of this plan, before any table is read. Raises PlanMismatch."""
+    if header.fingerprint != fingerprint:
+        raise PlanMismatch(f"the tally is of plan {header.fingerprint.hex()[:12]}, not of {fingerprint.hex()[:12]}")
+    found = {table.name: tuple(int(n) for n in table.shape) for table in header.tables}
+    if found != dict(stage.shapes()) or len(header.tables) != len(found):
+        raise PlanMismatch(f"the tally holds tables {found}; the plan's {stage.stage} stage has {dict(stage.shapes())}")
+
+
+def _narrow(table: npt.NDArray[np.int64]) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+    fits = table.size == 0 or (int(table.min()) >= -(2**31) and int(table.max()) < 2**31)
+    return np.ascontiguousarray(table, "<i4" if fits else "<i8")
+
+
+def _decompress(stored: bytes, size: int) -> bytes:
+    # Bounded: a few bytes can unpack to terabytes, and the table's size is known from the plan.
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(stored)) as reader:
+        return reader.read(size + 1)

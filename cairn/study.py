@@ -1,0 +1,57 @@
+"""What a researcher decides about a study, with the authors' own values as defaults (DESIGN §5)."""
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cairn.errors import PlanError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class StudySpec(BaseModel):
+    """A study as asked for. Nothing that a person must decide has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    bands: tuple[str, ...] = Field(min_length=1, max_length=128)
+    min_sites: int = Field(ge=1, description="sites that must have answered before a stage may close")
+
+    pixel_offset: float = 0.0
+    pixel_scale: float = Field(1.0, gt=0)
+    dimensions: int = Field(8, ge=1, le=16, description="components D of the projection")
+    radix: int = Field(22, ge=2, le=256, description="bins per component")
+    depth: int = Field(16, ge=1, le=64)
+    width: int = Field(200_000, ge=2, le=2**26)
+    top_k: int = Field(20_000, ge=1, le=200_000)
+    range_quantile: float = Field(0.01, ge=0, lt=0.5)
+    stage_deadline: timedelta = Field(timedelta(hours=24), gt=timedelta(0))
+    min_count: int = Field(1, ge=1, description="heavy hitters with a smaller count over all sites are not shown")
+    clusters: int = Field(10, ge=1, le=200)
+    clustering: Literal["kmeans", "hdbscan"] = "kmeans"
+    n_neighbors: int = Field(50, ge=2, le=1000)
+    embedding_seed: int = Field(0, ge=0, lt=2**32)
+    states: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="state → bands that mark it; a cluster takes the state whose bands stand out most, else 'other'",
+    )
+    auto_approve: bool = False
+
+    @model_validator(mode="after")
+    def _bands_known(self) -> "StudySpec":
+        unknown = sorted({band for bands in self.states.values() for band in bands} - set(self.bands))
+        if unknown:
+            raise ValueError(f"states name the bands {unknown}, which the study does not have")
+        return self
+
+
+def parse_spec(values: object) -> StudySpec:
+    """Check a specification from outside. Raises PlanError with the first thing that is wrong."""
+    try:
+        return StudySpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the study"
+        raise PlanError(f"{where}: {first['msg']}") from error
