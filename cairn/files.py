@@ -8,14 +8,14 @@ from typing import BinaryIO
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[BinaryIO]:
+def write_atomically(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name only when the block ends well, flushed to the disk.
 
     A crash or an exception leaves the old file, if any, as it was; a left-over `.part` file is never read.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
