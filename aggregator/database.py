@@ -1,0 +1,122 @@
+"""How the aggregator's database is opened, read and changed; the tables themselves are in aggregator/tables.py.
+
+Read inside `with reading(engine) as session:`, change inside `with writing(engine) as session:`. Writers run one after
+another on both databases (SQLite: BEGIN IMMEDIATE; PostgreSQL: one advisory lock), so a check and the change that
+rests on it are one step, also between several aggregator processes. Keep such a block short: no network, no blobs.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.resources import as_file, files
+from typing import Any
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from aggregator.tables import Audit
+from cairn.errors import ConfigError, StorageFull
+
+_WRITES = "cairn_writes"
+_WRITER_LOCK = 0x636169726E  # "cairn"; the key of PostgreSQL's advisory lock that writers take
+_BUSY_MILLISECONDS = 30_000
+_DISK_FULL = "53100"  # PostgreSQL's SQLSTATE disk_full
+
+
+def open_database(url: str) -> Engine:
+    """Open the database at a SQLAlchemy URL (sqlite:///path or postgresql+psycopg://…). Raises ConfigError."""
+    try:
+        address = sqlalchemy.make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            "the database's URL cannot be read; sqlite:///path or postgresql+psycopg://… is expected"
+        ) from error
+    kind = address.get_backend_name()
+    if kind not in {"sqlite", "postgresql"}:
+        raise ConfigError(f"the database is of the kind {kind!r} where sqlite or postgresql is expected")
+    if kind == "sqlite" and address.database in {None, "", ":memory:"}:
+        raise ConfigError("the database's URL names no file; a database in memory would not survive a restart")
+    engine = sqlalchemy.create_engine(address, pool_size=8, max_overflow=56, pool_pre_ping=kind == "postgresql")
+    if kind == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema up to date by the packaged migrations, once, whoever else starts at the same time.
+
+    Raises ConfigError when a newer version of Cairn has already changed it.
+    """
+    with as_file(files("aggregator") / "migrations") as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        with _sentences(), engine.execution_options(**{_WRITES: True}).begin() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                newest = ScriptDirectory.from_config(config).get_current_head()
+                raise ConfigError(
+                    f"the database was made by a newer version of Cairn than this one (which knows revision {newest}); "
+                    "install the newer version"
+                ) from error
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Open a session that sees one state of the database and changes nothing."""
+    with _sentences(), Session(engine) as session:
+        yield session
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """Open a session that is alone in writing, and commit when the block ends well.
+
+    What is loaded stays readable afterwards. Raises StorageFull when the disk is full; then nothing was changed.
+    """
+    alone = engine.execution_options(**{_WRITES: True})
+    with _sentences(), Session(alone, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def audit(session: Session, at: datetime, actor: str, action: str, subject: str, **detail: Any) -> None:
+    """Add a row to the audit in the caller's own transaction: both happen, or neither."""
+    session.add(Audit(at=at, actor=actor, action=action, subject=subject, detail=detail))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        code, state = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
+        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE} or state == _DISK_FULL:
+            raise StorageFull("the aggregator's database has no room on its disk; try again when there is") from error
+        if isinstance(error, OperationalError) and code is None and state is None:
+            # Only a refused connection has neither code. The driver's text may hold the URL, so it is not repeated.
+            raise ConfigError("the database does not answer; check its address and that it runs") from error
+        raise
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin in _begin, not in the driver
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MILLISECONDS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: sqlalchemy.Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    elif writes:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
