@@ -40,12 +40,14 @@ def deal(sources: Sequence[ImageSource], sites: int) -> list[Hand]:
     return [Hand(f"site-{i + 1}", tuple(hand)) for i, hand in enumerate(hands)]
 
 
-def lay_out(data: Path, hand: Hand, folder: Path) -> None:
+def lay_out(hand: Hand, folder: Path) -> None:
     """Make a site's folder of images, of links to the dealt files; nothing is copied."""
     for source in hand.sources:
-        link = folder / source.id
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((data / source.id).resolve(), target_is_directory=(data / source.id).is_dir())
+        place = folder / source.id
+        links = {place: source.paths[0]} if len(source.paths) == 1 else {place / p.name: p for p in source.paths}
+        for link, path in links.items():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
 
 
 def common_bands(data: Path) -> tuple[str, ...]:
