@@ -1,0 +1,46 @@
+"""Images of many formats, read tile by tile; label images, written tile by tile.
+
+    for source in find_images(folder):
+        with open_image(source, {"CD45": "channel 3"}) as image:
+            for tile in image.tiles(["CD45", "DAPI"]):
+                ...
+
+Every failure is an `ImageError` of one sentence that begins with the file's name; other images can still be read.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import cast
+
+from cairn.errors import ImageError
+from cairn.images.find import find_images
+from cairn.images.image import BandMapping, Image, RawLayout, Tile
+from cairn.images.source import ImageSource
+
+__all__ = ["OPENERS", "BandMapping", "Image", "ImageSource", "RawLayout", "Tile", "find_images", "open_image"]
+
+# Format -> module and function. Imported when asked for, as each brings its own large library.
+OPENERS = {
+    "tiff": ("cairn.images.tiff", "open_tiff"),
+    "tiff-folder": ("cairn.images.tiff_folder", "open_tiff_folder"),
+}
+
+
+@contextmanager
+def open_image(source: ImageSource, bands: BandMapping | None = None, raw: RawLayout | None = None) -> Iterator[Image]:
+    """Open an image for as long as the context lasts.
+
+    bands  wanted name -> name (or index from 0) in this site's files, for names that differ; None or {} maps nothing
+    raw    shape of files without a header, default AstroPath's
+    Raises ImageError.
+    """
+    if source.format not in OPENERS:
+        raise ImageError(f"{source.name}: cannot be listed or read; grant read permission")
+    module, function = OPENERS[source.format]
+    opener = cast(
+        Callable[[ImageSource, RawLayout], AbstractContextManager[Image]], getattr(import_module(module), function)
+    )
+    with opener(source, raw or RawLayout()) as image:
+        yield replace(image, mapping=dict(bands or {}))

@@ -1,0 +1,62 @@
+"""Bytes out of a file, and failures into one sentence; what all readers do alike."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from cairn.errors import ImageError
+
+UNREADABLE = "corrupt or truncated, its pixels cannot be decoded; copy or export it again"
+NO_ROOM = "cannot be unpacked to the temporary folder; is there room on the disk"
+
+
+def read_into(file: BinaryIO, offset: int, out: npt.NDArray[Any], name: str) -> None:
+    """Fill a C-contiguous array with the bytes at an offset, without a copy between. Raises ImageError when short."""
+    view = out.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        count = os.preadv(file.fileno(), [view[done:]], offset + done)
+        if count == 0:
+            raise ImageError(f"{name}: truncated, the file ends before its pixels do; copy or export it again")
+        done += count
+
+
+def read_bytes(file: BinaryIO, offset: int, count: int, name: str) -> bytes:
+    """Return `count` bytes at an offset. Raises ImageError when short."""
+    data = os.pread(file.fileno(), count, offset)
+    if len(data) < count:
+        raise ImageError(f"{name}: truncated, the file ends before its pixels do; copy or export it again")
+    return data
+
+
+def listed(names: Sequence[str], most: int = 60) -> str:
+    """Write band names for a message."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+@contextmanager
+def explained(name: str, otherwise: str = UNREADABLE) -> Iterator[None]:
+    """Turn whatever a library raises into ImageError, and keep its warnings from the user.
+
+    A decoder fed with broken bytes raises anything at all; its text may quote the file, so it is only chained.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file any more; expected it to stay while it is read") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read by this user; grant read permission") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: needs more memory than there is; store it in tiles") from error
+    except Exception as error:
+        raise ImageError(f"{name}: {otherwise}") from error
