@@ -4,22 +4,36 @@ A servicer raises `CairnError`; the server aborts with the error's gRPC status a
 the client, inside `with errors_from_wire():`, raises the same class with the same sentence.
 """
 
+from __future__ import annotations
+
 import re
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import grpc
 from cryptography import x509
 
-from cairn.errors import CairnError, NotEnrolled, OffsetMismatch, Unreachable, WrongRole, error_classes
+from cairn.errors import (
+    CairnError,
+    NotEnrolled,
+    OffsetMismatch,
+    TooLarge,
+    Unreachable,
+    WrongRole,
+    error_classes,
+)
 
 KIND = "cairn-error-kind"
 COMMITTED = "cairn-committed-size"
 MESSAGE_LIMIT = 8 << 20  # the largest message is a codebook plan of 20,000 keys, under 1 MiB; an upload's are 1 MiB
+SENTENCE_LIMIT = 600  # characters of an error's sentence; percent-encoded it must fit into 8 KiB of trailing metadata
+CALLS_EACH = 16  # calls that one identity may have open at once, on all its connections together
 OPTIONS = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -68,6 +82,15 @@ class TlsFiles:
     key: Path
 
 
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM bytes of a server: the CA that its callers must have, its own certificate chain, its private key."""
+
+    ca: bytes
+    chain: bytes
+    key: bytes = field(repr=False)
+
+
 def parse_identity(uri: str) -> Identity:
     """Read an identity from its URI. Raises NotEnrolled when it is not one of Cairn's."""
     found = IDENTITY.fullmatch(uri)
@@ -110,30 +133,43 @@ def tls_channel(address: str, ca_pem: bytes) -> grpc.Channel:
 
 
 def server(interceptors: Iterable[grpc.ServerInterceptor[Any, Any]], threads: int) -> grpc.Server:
-    """Make a server with Cairn's limits; every open server stream holds one of its threads."""
+    """Make a server with Cairn's limits; every open call holds one of its threads, one too many is refused at once."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
-    return grpc.server(pool, interceptors=list(interceptors), options=SERVER_OPTIONS)
+    return grpc.server(pool, interceptors=list(interceptors), options=SERVER_OPTIONS, maximum_concurrent_rpcs=threads)
 
 
-def mtls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Make server credentials that demand a client certificate of the federation's CA."""
-    return grpc.ssl_server_credentials(
-        [(tls.key.read_bytes(), tls.certificate.read_bytes())], tls.ca.read_bytes(), require_client_auth=True
+def server_credentials(current: Callable[[], ServerTls], *, ask_client: bool) -> grpc.ServerCredentials:
+    """Make server credentials that follow a certificate as it is renewed.
+
+    current     called before every handshake; returns the same object as long as nothing has changed
+    ask_client  True: only callers with a certificate of the CA come in; False: for the enrolment port only
+    """
+    shown = current()
+
+    def configure(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(tls.key, tls.chain)], tls.ca if ask_client else None)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        if (tls := current()) is shown:
+            return None
+        shown = tls
+        return configure(tls)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configure(shown),
+        changed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
+        require_client_authentication=ask_client,
     )
 
 
-def tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Make server credentials that demand nothing of the client, for the enrolment port only."""
-    return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
-
-
-class Admission(grpc.ServerInterceptor[Any, Any]):
+class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Admit callers by role, then turn what a servicer raises into a status that a client can raise again.
 
-    roles    full service name → roles that may call it; a service that is not listed admits nobody
-    admit    called with every caller that has a right role; raises Revoked or NotEnrolled. None: the port asks for
-             no certificate, and every listed service is open.
-    failed   called with an exception that is not a CairnError, before the call is aborted as INTERNAL
+    roles   full service name → roles that may call it; a service that is not listed admits nobody
+    admit   called with every caller that has a right role; raises Revoked or NotEnrolled. None: the port asks for
+            no certificate, and every listed service is open.
+    failed  called with the method and every error, before the call is aborted with it
     """
 
     def __init__(
@@ -145,6 +181,8 @@ class Admission(grpc.ServerInterceptor[Any, Any]):
         self._roles = roles
         self._admit = admit
         self._failed = failed
+        self._lock = threading.Lock()
+        self._open: Counter[Identity] = Counter()
 
     def intercept_service(
         self,
@@ -156,22 +194,12 @@ class Admission(grpc.ServerInterceptor[Any, Any]):
         if handler is None:
             return None
         method = handler_call_details.method
-        service = method.split("/")[1]
-
-        def enter(context: grpc.ServicerContext) -> None:
-            if service not in self._roles:
-                raise WrongRole(f"the service {service} is not offered here")
-            if self._admit is not None:
-                who = caller(context)
-                if who.identity.role not in self._roles[service]:
-                    raise WrongRole(f"a {who.identity.role} may not call {service}")
-                self._admit(who)
 
         def unary(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             def handle(request: Any, context: grpc.ServicerContext) -> Any:
                 try:
-                    enter(context)
-                    return behaviour(request, context)
+                    with self._entered(method, context):
+                        return behaviour(request, context)
                 except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a status
                     self._abort(method, context, error)
 
@@ -180,8 +208,8 @@ class Admission(grpc.ServerInterceptor[Any, Any]):
         def stream(behaviour: Callable[[Any, Any], Iterable[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
             def handle(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
                 try:
-                    enter(context)
-                    yield from behaviour(request, context)
+                    with self._entered(method, context):
+                        yield from behaviour(request, context)
                 except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a status
                     self._abort(method, context, error)
 
@@ -196,17 +224,41 @@ class Admission(grpc.ServerInterceptor[Any, Any]):
         wrap = stream if handler.response_streaming else unary
         return make(wrap(behaviour), handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return, arg-type]
 
+    @contextmanager
+    def _entered(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        service = method.split("/")[1]
+        if service not in self._roles:
+            raise WrongRole(f"the service {service} is not offered here")
+        if self._admit is None:
+            yield
+            return
+        who = caller(context)
+        if who.identity.role not in self._roles[service]:
+            raise WrongRole(f"a {who.identity.role} may not call {service}")
+        self._admit(who)
+        with self._lock:
+            if self._open[who.identity] >= CALLS_EACH:
+                raise TooLarge(f"{who.identity.name} has {CALLS_EACH} calls open, which is the most; let one end first")
+            self._open[who.identity] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[who.identity] -= 1
+                if not self._open[who.identity]:
+                    del self._open[who.identity]
+
     def _abort(self, method: str, context: grpc.ServicerContext, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.RpcError) and not context.is_active():
+            raise error  # the caller went away in the middle of its own stream; gRPC knows
+        self._failed(method, error)
         if isinstance(error, CairnError):
             trailing = [(KIND, type(error).__name__)]
             if isinstance(error, OffsetMismatch):
                 trailing.append((COMMITTED, str(error.committed_size)))
             context.set_trailing_metadata(tuple(trailing))
-            context.abort(grpc.StatusCode[type(error).grpc_status], str(error))
-        if context.code() is None and context.is_active():  # type: ignore[attr-defined]  # an abort of the servicer's own has set a code already
-            self._failed(method, error)
-            context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed on this call; its log says why")
-        raise error
+            context.abort(grpc.StatusCode[type(error).grpc_status], str(error)[:SENTENCE_LIMIT])
+        context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed on this call; its log says why")
 
 
 @contextmanager
@@ -228,6 +280,8 @@ def _from_wire(error: grpc.RpcError) -> CairnError:
         return OffsetMismatch(details, int(trailing.get(COMMITTED, "0")))
     if cls is not None:
         return cls(details)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("Concurrent RPC limit"):
+        return Unreachable("the aggregator has no room for another call now; try again later")
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
         return Unreachable(f"the aggregator did not answer ({code.name.lower()}: {details[:200]})")
     return CairnError(f"the call failed ({code.name.lower()}): {details[:200]}")
