@@ -1,0 +1,121 @@
+"""A site's settings: one TOML file, docs/EDGE.md. What a person must decide has no default."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cairn.config import Settings, load
+from cairn.images.image import RawLayout
+
+
+def _loopback(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = False
+    if not (colon and inside and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"{address!r} is not host:port on this machine itself; write 127.0.0.1:PORT, 0 for any port")
+    return address
+
+
+def _full_fingerprint(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise ValueError(f"{text!r} is not a plan's fingerprint of 64 hexadecimal digits")
+    return text.lower()
+
+
+Loopback = Annotated[str, AfterValidator(_loopback)]
+Fingerprint = Annotated[str, AfterValidator(_full_fingerprint)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Raw(_Section):
+    """Shape of raw files that have no header, such as `.im3`-style planar uint16."""
+
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    bands: int = Field(ge=1, le=128)
+    bands_last: bool
+    dtype: str = "<u2"
+
+    def layout(self) -> RawLayout:
+        """Say it as the readers take it."""
+        return RawLayout(self.height, self.width, self.bands, self.bands_last, self.dtype)
+
+
+class Images(_Section):
+    """Where the images are and what their bands are called here.
+
+    bands  wanted name = name or index in this site's files; names that agree need no entry
+    raw    only for raw files
+    """
+
+    folder: Path
+    bands: Mapping[str, str | int] = Field(default_factory=dict)
+    raw: Raw | None = None
+
+
+class Labels(_Section):
+    """Where label images are written; `state_dir/labels` unless a folder is named."""
+
+    folder: Path | None = None
+    format: Literal["ome-tiff", "ome-zarr"] = "ome-tiff"
+
+
+class Approval(_Section):
+    """What this site takes part in: patterns of study names, or exact plans, or both. Empty lists approve nothing."""
+
+    studies: tuple[str, ...] | None = None
+    fingerprints: tuple[Fingerprint, ...] | None = None
+
+    @model_validator(mode="after")
+    def _decided(self) -> "Approval":
+        if self.studies is None and self.fingerprints is None:
+            raise ValueError(
+                'only you can decide what may leave: give studies = ["name-*"] or fingerprints = ["…"], [] for nothing'
+            )
+        return self
+
+
+class Local(_Section):
+    """Where the site's own people look: gRPC status and the read-only page, on this machine only."""
+
+    listen: Loopback = "127.0.0.1:0"
+    page: Loopback = "127.0.0.1:0"
+
+
+class SiteSettings(Settings):
+    """The whole of site.toml."""
+
+    state_dir: Path
+    images: Images
+    approval: Approval
+    labels: Labels = Labels()
+    local: Local = Local()
+    backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"
+    threads: int = Field(2, ge=1, le=256)
+    rescan_seconds: float = Field(60.0, gt=0)
+
+    @property
+    def labels_folder(self) -> Path:
+        """Where label images go."""
+        return self.labels.folder or self.state_dir / "labels"
+
+    @property
+    def identity_folder(self) -> Path:
+        """Where the key and the certificate are."""
+        return self.state_dir / "identity"
+
+
+def load_settings(path: Path) -> SiteSettings:
+    """Read site.toml. Raises ConfigError."""
+    return load(path, SiteSettings)

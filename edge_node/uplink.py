@@ -1,0 +1,216 @@
+"""The way out: sends sealed tallies to the aggregator until each is in its ledger, once.
+
+    ask how much is committed → append from there, ≤ 1 MiB a message → finish with the SHA-256 of the whole
+
+Whatever breaks, the next attempt asks again. Nothing is remembered here: the truth about an upload is what the
+aggregator has committed, and the truth about a tally is the outbox folder that it lies in.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import grpc
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_when_event_set
+
+from cairn.errors import (
+    CairnError,
+    ChecksumMismatch,
+    IdentityError,
+    OffsetMismatch,
+    PlanError,
+    TooLarge,
+    Unreachable,
+    WindowClosed,
+)
+from cairn.rpc import errors_from_wire
+from cairn.v1 import tallies_pb2, tallies_pb2_grpc
+from edge_node import audit
+from edge_node.outbox import Outbox, Sealed
+
+MESSAGE = 1 << 20
+Outcome = Literal["sent", "parked", "damaged", "stopped"]
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to wait. A call that ends at its deadline loses nothing: the next goes on behind what arrived."""
+
+    first: timedelta = timedelta(milliseconds=500)
+    longest: timedelta = timedelta(seconds=30)
+    query: timedelta = timedelta(seconds=20)
+    upload: timedelta = timedelta(minutes=2)
+
+
+def backoff(failures: int, pace: Pace, rng: random.Random) -> float:
+    """Seconds to wait after so many failures in a row: half to all of a doubling time that is bounded."""
+    longest: float = min(pace.longest.total_seconds(), pace.first.total_seconds() * 2.0 ** min(failures - 1, 30))
+    return longest * rng.uniform(0.5, 1.0)
+
+
+@dataclass
+class _Delivery:
+    """One tally on its way: how far it is known to be, and failures since it last got further."""
+
+    sealed: Sealed
+    digest: bytes
+    size: int
+    committed: int = 0
+    failures: int = 0
+    damaged: bool = False
+
+    def reached(self, committed: int) -> None:
+        if committed > self.committed:
+            self.failures = 0
+        self.committed = committed
+
+    def may_pass(self, error: BaseException) -> bool:
+        """Tell whether the failure is one that a later attempt can do without."""
+        final = (WindowClosed, PlanError, TooLarge, IdentityError)
+        return isinstance(error, CairnError) and not isinstance(error, final) and not self.damaged
+
+
+class Uplink:
+    """Sends tallies, one at a time.
+
+    channel  gives the channel to the aggregator; asked anew for every attempt
+    stop     ends the work between two messages; the rest is sent after a restart
+    sent     called with the number of bytes of every message that goes out
+    trouble  called with a sentence when an attempt failed or a tally was set aside
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: Callable[[], grpc.Channel],
+        outbox: Outbox,
+        log_of_departures: audit.AuditLog,
+        stop: threading.Event,
+        sent: Callable[[int], None],
+        trouble: Callable[[str], None],
+        pace: Pace,
+    ) -> None:
+        self._channel = channel
+        self._outbox = outbox
+        self._audit = log_of_departures
+        self._stop = stop
+        self._sent = sent
+        self._trouble = trouble
+        self._pace = pace
+        self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
+
+    def deliver(self, sealed: Sealed) -> Outcome:
+        """Send one pending tally until it is in the ledger, is not wanted, or `stop` is set.
+
+        Raises IdentityError when this site may not send (revoked, not enrolled).
+        """
+        delivery = _Delivery(sealed, sealed.digest(), sealed.path.stat().st_size)
+        self._note("tally", delivery)
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception(delivery.may_pass),
+                stop=stop_when_event_set(self._stop),
+                sleep=sleep_using_event(self._stop),
+                wait=lambda state: self._failed(state, delivery),
+                reraise=True,
+            ):
+                with attempt, errors_from_wire():
+                    self._attempt(delivery)
+        except (WindowClosed, PlanError, TooLarge) as error:
+            self._outbox.move(sealed, "parked")
+            self._trouble(f"the tally of {sealed.study}, {sealed.stage} is kept here and was not taken: {error}")
+            return "parked"
+        except IdentityError:
+            raise
+        except CairnError:
+            if not delivery.damaged:
+                return "stopped"
+            self._outbox.discard(sealed)
+            self._trouble(f"the tally of {sealed.study}, {sealed.stage} was damaged on this disk; it is counted again")
+            return "damaged"
+        self._note("acknowledged", delivery)
+        self._outbox.move(sealed, "sent")
+        log.info("tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size)
+        return "sent"
+
+    def complete(self, sealed: Sealed) -> bool:
+        """Ask whether a tally is in the ledger. Raises CairnError."""
+        with errors_from_wire():
+            return self._query(sealed.fingerprint, sealed.digest()).complete
+
+    def _query(self, fingerprint: bytes, digest: bytes) -> tallies_pb2.QueryUploadResponse:
+        request = tallies_pb2.QueryUploadRequest(fingerprint=fingerprint, digest=digest)
+        stub = tallies_pb2_grpc.TalliesStub(self._channel())
+        return stub.QueryUpload(request, timeout=self._pace.query.total_seconds())
+
+    def _attempt(self, delivery: _Delivery) -> None:
+        held = self._query(delivery.sealed.fingerprint, delivery.digest)
+        delivery.reached(held.committed_size)
+        if held.complete:
+            return
+        try:
+            self._append(delivery)
+        except OffsetMismatch as error:
+            # Another of our own calls, given up here, was still being taken in there: go on where it ended.
+            if error.committed_size <= delivery.committed or error.committed_size > delivery.size:
+                raise
+            delivery.reached(error.committed_size)
+            self._append(delivery)
+        except ChecksumMismatch:
+            # Hurt on the way: the aggregator has dropped it and all goes again. Hurt on this disk: it never will pass.
+            delivery.damaged = not delivery.sealed.intact()
+            raise
+
+    def _append(self, delivery: _Delivery) -> None:
+        stub = tallies_pb2_grpc.TalliesStub(self._channel())
+        with errors_from_wire():
+            answer = stub.Upload(self._messages(delivery), timeout=self._pace.upload.total_seconds())
+        if answer.committed_size != delivery.size:
+            raise Unreachable("the upload was broken off; it goes on where it ended")
+
+    def _messages(self, delivery: _Delivery) -> Iterator[tallies_pb2.UploadRequest]:
+        with delivery.sealed.path.open("rb") as file:
+            offset = file.seek(delivery.committed)
+            message = tallies_pb2.UploadRequest(fingerprint=delivery.sealed.fingerprint)
+            while not self._stop.is_set():
+                message.offset, message.data = offset, file.read(MESSAGE)
+                offset += len(message.data)
+                if offset >= delivery.size:
+                    message.digest = delivery.digest
+                self._sent(len(message.data))
+                yield message
+                if offset >= delivery.size:
+                    return
+                message = tallies_pb2.UploadRequest()
+
+    def _failed(self, state: RetryCallState, delivery: _Delivery) -> float:
+        delivery.failures += 1
+        seconds = backoff(delivery.failures, self._pace, self._rng)
+        error = state.outcome.exception() if state.outcome else None
+        if not self._stop.is_set():
+            sealed = delivery.sealed
+            self._trouble(f"sending {sealed.study}, {sealed.stage} failed, trying again in {seconds:.0f} s: {error}")
+        return seconds
+
+    def _note(self, event: audit.Event, delivery: _Delivery) -> None:
+        """Write to the audit log, once for each event of a tally however often the service was killed between."""
+        sealed, digest, plan = delivery.sealed, delivery.digest.hex(), delivery.sealed.fingerprint.hex()
+        if any((line.event, line.plan, line.digest) == (event, plan, digest) for line in audit.read(self._audit.path)):
+            return
+        self._audit.append(
+            audit.Departure(
+                event=event,
+                what=f"tally of {sealed.stage}",
+                study=sealed.study,
+                stage=sealed.stage,
+                window=sealed.window,
+                size=delivery.size,
+                digest=digest,
+                plan=plan,
+            )
+        )

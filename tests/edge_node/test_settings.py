@@ -1,0 +1,88 @@
+"""Settings of a site."""
+
+from pathlib import Path
+
+import pytest
+
+from cairn.errors import ConfigError
+from edge_node.settings import load_settings
+
+MINIMAL = """
+state_dir = "state"
+[images]
+folder = "images"
+[approval]
+studies = ["tumour-*"]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_relative_paths_are_relative_to_the_settings_file(tmp_path):
+    settings = load_settings(write(tmp_path, MINIMAL))
+    assert settings.state_dir == tmp_path / "state"
+    assert settings.images.folder == tmp_path / "images"
+    assert settings.labels_folder == tmp_path / "state" / "labels"
+    named = load_settings(write(tmp_path, MINIMAL + '[labels]\nfolder = "out"\n'))
+    assert named.labels_folder == tmp_path / "out"
+
+
+def test_the_whole_file_is_understood(tmp_path):
+    settings = load_settings(
+        write(
+            tmp_path,
+            """
+state_dir = "/var/lib/cairn"
+backend = "numba"
+threads = 3
+rescan_seconds = 5
+[images]
+folder = "/data"
+[images.bands]
+CD3 = "Opal 520"
+DAPI = 0
+[images.raw]
+height = 10
+width = 12
+bands = 3
+bands_last = false
+[labels]
+format = "ome-zarr"
+[approval]
+fingerprints = ["00000000000000000000000000000000000000000000000000000000000000FF"]
+[local]
+listen = "localhost:50100"
+page = "[::1]:8080"
+""",
+        )
+    )
+    assert settings.images.bands == {"CD3": "Opal 520", "DAPI": 0}
+    assert settings.images.raw is not None
+    assert settings.images.raw.layout().bands_last is False
+    assert settings.approval.fingerprints == ("0" * 62 + "ff",)
+
+
+@pytest.mark.parametrize("line", ['state_dir = "state"', 'folder = "images"', 'studies = ["tumour-*"]'])
+def test_what_a_person_must_decide_has_no_default(tmp_path, line):
+    with pytest.raises(ConfigError, match=r"missing|only you can decide"):
+        load_settings(write(tmp_path, MINIMAL.replace(line, "")))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "10.0.0.5:80", "hospital.example:80", "127.0.0.1", "127.0.0.1:99999"])
+def test_only_this_machine_itself_may_look(tmp_path, address):
+    with pytest.raises(ConfigError, match="this machine itself"):
+        load_settings(write(tmp_path, MINIMAL + f'[local]\npage = "{address}"\n'))
+
+
+def test_an_unknown_setting_names_the_nearest_known_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"images\.folder"):
+        load_settings(write(tmp_path, MINIMAL.replace("folder", "foldr")))
+
+
+def test_a_short_fingerprint_approves_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        load_settings(write(tmp_path, MINIMAL + 'fingerprints = ["abc"]\n'))
