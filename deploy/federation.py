@@ -1,0 +1,110 @@
+"""A whole federation on this machine: aggregator and sites as processes on loopback, with a CA made on the spot."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from deploy.dealing import Hand, lay_out
+from deploy.processes import Program, announced, run, start, wait_for
+
+START_S = 90.0  # a program's first start on a busy machine, with imports
+
+
+@dataclass
+class Federation:
+    """A running federation.
+
+    folder      everything lives here: aggregator/, sites/NAME/, logs/
+    profile     the operator's credentials, for `--profile`
+    """
+
+    folder: Path
+    aggregator: Program
+    sites: dict[str, Program] = field(default_factory=dict)
+
+    @property
+    def state(self) -> Path:
+        """The aggregator's folder."""
+        return self.folder / "aggregator"
+
+    @property
+    def profile(self) -> Path:
+        """The operator's credentials."""
+        return self.state / "operator"
+
+    @property
+    def programs(self) -> list[Program]:
+        """Every process, the aggregator first."""
+        return [self.aggregator, *self.sites.values()]
+
+    def dashboard(self) -> tuple[str, str]:
+        """Return the dashboard's address and the token that opens it."""
+        token = (self.profile / "dashboard-token").read_text(encoding="utf-8").strip()
+        return f"http://{announced(self.state / 'addresses.json')['dashboard']}/", token
+
+    def site_folder(self, site: str) -> Path:
+        """Return a site's folder: site.toml, images/, state/, labels/."""
+        return self.folder / "sites" / site
+
+    def start_aggregator(self) -> None:
+        """Start the aggregator again after it was stopped or killed; it takes the same ports."""
+        self.aggregator = start_aggregator(self.folder)
+
+    def start_site(self, site: str) -> None:
+        """Start a site's edge node, first or again."""
+        config = str(self.site_folder(site) / "site.toml")
+        self.sites[site] = start(["edge", "run", "--config", config], self.folder / "logs" / f"{site}.log")
+
+    def join(self, hand: Hand) -> None:
+        """Let a site join: its folder of images, an invitation, enrolment, and its edge node started."""
+        folder = self.site_folder(hand.site)
+        folder.mkdir(parents=True)
+        lay_out(hand, folder / "images")
+        settings = {
+            "state_dir": "state",
+            "images": {"folder": "images"},
+            "labels": {"folder": "labels"},
+            "approval": {"studies": ["*"]},
+            "threads": 1,
+            "rescan_seconds": 1.0,
+        }
+        config = folder / "site.toml"
+        config.write_text(tomli_w.dumps(settings), encoding="utf-8")
+        invitation = folder / "invitation.txt"
+        run(["aggregator", "invite", hand.site, "--profile", str(self.profile), "--out", str(invitation)])
+        run(["edge", "enrol", "--config", str(config), "--invitation", str(invitation)])
+        self.start_site(hand.site)
+
+    def stop(self) -> None:
+        """Stop every process, the sites first."""
+        for program in reversed(self.programs):
+            program.process.terminate()
+        for program in reversed(self.programs):
+            program.stop()
+
+
+def start_aggregator(folder: Path) -> Program:
+    """Start the aggregator of a federation's folder and wait until it serves."""
+    addresses = folder / "aggregator" / "addresses.json"
+    addresses.unlink(missing_ok=True)
+    program = start(["aggregator", "serve", "--dir", str(folder / "aggregator")], folder / "logs" / "aggregator.log")
+    wait_for("the aggregator's addresses", lambda: "dashboard" in announced(addresses), [program], START_S)
+    return program
+
+
+@contextmanager
+def federation(folder: Path, hands: Sequence[Hand]) -> Iterator[Federation]:
+    """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end."""
+    (folder / "logs").mkdir(parents=True)
+    run(["aggregator", "init", "--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"])
+    running = Federation(folder, start_aggregator(folder))
+    try:
+        for hand in hands:
+            running.join(hand)
+        yield running
+    finally:
+        running.stop()
+
