@@ -10,6 +10,8 @@ from cairn.errors import PlanMismatch
 from cairn.plan import Stage
 
 Tables = dict[str, npt.NDArray[np.int64]]
+CELL_LIMIT = 2**53  # of one site's cell: a thousand sites' sum stays under 2^63
+SIGNED = "sketch_"  # the tables whose cells may be negative; all others count or sum what is never below 0
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,16 @@ def check(tally: Tally, fingerprint: bytes, stage: Stage) -> None:
     expected = dict(stage.shapes())
     if found != expected:
         raise PlanMismatch(f"the tally holds tables {found}; the plan's {stage.stage} stage has {expected}")
+
+
+def check_table(name: str, table: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> None:
+    """Refuse a table that no count can have made, so that one site cannot overflow a sum. Raises PlanMismatch."""
+    if not table.size:
+        return
+    lowest, highest = int(table.min()), int(table.max())
+    floor = -CELL_LIMIT if name.startswith(SIGNED) else 0
+    if lowest < floor or highest > CELL_LIMIT:
+        raise PlanMismatch(
+            f"table {name!r} holds cells from {lowest} to {highest} where {floor} to {CELL_LIMIT} can occur; "
+            "the site's software or disk is at fault"
+        )

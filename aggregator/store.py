@@ -1,0 +1,119 @@
+"""Blobs by content address, in a folder or in any object store that fsspec reaches (file://, s3://, …).
+
+A blob is there whole or not at all, never changes, and is found by the SHA-256 of its bytes. Putting it twice is
+putting it once, so every step that ends in a blob may be repeated after a crash.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cairn.errors import ConfigError, StorageFull, StudyError
+from cairn.files import sync_folder
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+CHUNK = 1 << 20
+
+
+class BlobStore:
+    """The blobs under one URL.
+
+    url      file:///path (or a bare path), s3://bucket/prefix, …
+    options  for the fsspec file system, such as an endpoint or a profile
+    Raises ConfigError when the URL's scheme is not known or its library is not installed.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url, **(options or {}))
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"blobs cannot be kept there: {error}") from error
+        self._root = str(self._root).rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+        if self._local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+
+    def put(self, source: Path, digest: str) -> None:
+        """Move a file into the store; afterwards it is no longer at `source`. Raises StorageFull.
+
+        digest  SHA-256 of the file, lower-case hex, computed by the caller from these very bytes
+        """
+        with storage_full(f"the aggregator cannot store {source.stat().st_size} bytes"):
+            if self.has(digest):
+                source.unlink()
+            elif self._local:
+                self._put_local(source, Path(self._path(digest)))
+            else:
+                self._fs.put_file(str(source), self._path(digest))
+                source.unlink()
+
+    def has(self, digest: str) -> bool:
+        """Tell whether the store holds a blob."""
+        # A listing that another process has changed since would answer for the past.
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._path(digest)))
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[BinaryIO]:
+        """Open a blob for reading in a stream. Raises StudyError when it is gone."""
+        try:
+            file = self._fs.open(self._path(digest), "rb")
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"the blob {digest[:12]} is missing from the aggregator's store; restore it from a backup"
+            ) from error
+        with file:
+            yield cast("BinaryIO", file)
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest[:2]}/{digest}"
+
+    @staticmethod
+    def _put_local(source: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        descriptor = os.open(source, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            source.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(source, target)
+            source.unlink()
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
+
+
+@contextmanager
+def storage_full(what: str) -> Iterator[None]:
+    """Raise StorageFull for a full disk or quota inside the block; `what` begins its sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageFull(f"{what}: its disk is full; nothing was kept half, try again when there is room") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    # To another disk a rename cannot go: copy under a name that is never read, then rename there.
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with source.open("rb") as reader, part.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, CHUNK)
+            writer.flush()
+            os.fsync(writer.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
