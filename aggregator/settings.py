@@ -1,0 +1,119 @@
+"""The aggregator's settings: one TOML file, docs/OPERATING.md. What a person must decide has no default."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cairn.config import Settings, load
+from cairn.rpc import NAME
+
+FILE = "aggregator.toml"
+_HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """Split HOST, HOST:PORT or [IPV6]:PORT. Raises ValueError."""
+    found = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|([^:\[\]]+)(?::(\d{1,5}))?", address)
+    if not found:
+        raise ValueError(f"{address!r} is not HOST:PORT; an IPv6 address is written in brackets")
+    host, port = found[1] or found[3], found[2] or found[4]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOSTNAME.fullmatch(host) or len(host) > 253:
+            raise ValueError(f"{host!r} is neither a host name nor an IP address") from None
+    if port is not None and int(port) > 65535:
+        raise ValueError(f"{port} is not a port; ports end at 65535")
+    return host, None if port is None else int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Write host:port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _public(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _listening(address: str) -> str:
+    if split_address(address)[1] is None:
+        raise ValueError(f"{address!r} names no port; write {address}:PORT, 0 for any free port")
+    return address
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name of lower-case letters, digits and inner hyphens, 63 at most")
+    return text
+
+
+Public = Annotated[str, AfterValidator(_public)]
+Listening = Annotated[str, AfterValidator(_listening)]
+FederationName = Annotated[str, AfterValidator(_name)]
+
+
+class Limits(BaseModel):
+    """What one aggregator takes on.
+
+    threads           calls open at once; every connected site holds one
+    upload_bytes      the largest tally file
+    failed_enrolments from one address within a minute, and as many failed logins
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(default=256, ge=8, le=8192)
+    upload_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    failed_enrolments: int = Field(default=10, ge=1)
+
+
+class AggregatorSettings(Settings):
+    """The whole of aggregator.toml.
+
+    addresses  HOST or HOST:PORT under which sites reach the aggregator; the first one is written into invitations
+    """
+
+    federation: FederationName
+    addresses: tuple[Public, ...] = Field(min_length=1)
+    enrolment_address: Public | None = None
+    listen: Listening = "0.0.0.0:8443"
+    enrolment_listen: Listening = "0.0.0.0:8444"
+    dashboard_listen: Listening = "127.0.0.1:8445"
+    state_dir: Path = Path("state")
+    pki_dir: Path = Path("pki")
+    database: str | None = None
+    blobs: str | None = None
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = [split_address(address)[1] for address in (self.listen, self.enrolment_listen, self.dashboard_listen)]
+        fixed = [port for port in ports if port]
+        if len(set(fixed)) < len(fixed):
+            raise ValueError("listen, enrolment_listen and dashboard_listen need three different ports")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL; SQLite in the state folder when none is set."""
+        return self.database or f"sqlite:///{self.state_dir / 'cairn.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """The blobs' URL; a folder in the state folder when none is set."""
+        return self.blobs or f"file://{(self.state_dir / 'blobs').resolve()}"
+
+    @property
+    def addresses_file(self) -> Path:
+        """Where the running server announces its actual addresses."""
+        return self.state_dir / "addresses.json"
+
+
+def load_settings(path: Path) -> AggregatorSettings:
+    """Read aggregator.toml. Raises ConfigError."""
+    return load(path, AggregatorSettings)
