@@ -3,7 +3,7 @@
 Exact on every backend, because nothing rounds in an order that a machine could choose: levels and projection weights
 are integers whose products and sums stay under 2^53 (so a float64 holds them exactly, in any order of summation);
 what follows (‖p‖², square root, quotient, digit) is IEEE-754 double arithmetic in the order written here, without
-fused multiply-add. The reference implementation is `cairn.kernels.numpy_`.
+fused multiply-add. The definition is `cairn.kernels.pixels_numpy`; the argument is in docs/MATHS_PIXELS.md.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from cairn.errors import PlanError
+from cairn.kernels.pixels_numpy import (
+    BACKGROUND,
+    INTENSITY_BINS,
+    INTENSITY_BITS,
+    INTENSITY_FIRST,
+    LEVEL_MAX,
+    UNIT_BINS,
+    Vector,
+)
 from cairn.keyspace import KeySpace
 
-LEVEL_MAX = 65535
-WEIGHT_ONE = 2**14  # a projection weight of 1.0; scores are in units of 2^-14 levels
-BACKGROUND = np.uint64(2**64 - 1)  # the key of a pixel that is not foreground
+__all__ = [
+    "BACKGROUND",
+    "INTENSITY_BINS",
+    "LEVEL_MAX",
+    "MIN_RANGE",
+    "UNIT_BINS",
+    "WEIGHT_ONE",
+    "PixelLevels",
+    "Quantiser",
+    "check_projection",
+    "intensity_edges",
+]
 
-# Intensity bins: the exponent and the first two mantissa bits of the double ‖p‖², 4 bins per octave of ‖p‖²;
-# piecewise logarithmic, exact and monotone without a logarithm. ‖p‖² is an integer under 2^84.
-INTENSITY_BITS = 2
-INTENSITY_BINS = 84 << INTENSITY_BITS
-UNIT_BINS = 512  # of a unit vector's component, over [-1, 1]
+WEIGHT_ONE = 2**14  # a projection weight of 1.0; scores are in units of 2^-14 levels
+MIN_RANGE = 2.0**-20  # least width of a component's range, so that its gain is finite
 
 
 @dataclass(frozen=True)
@@ -51,11 +66,14 @@ class PixelLevels:
 class Quantiser:
     """From levels to a key; DESIGN §5.2 and §5.3.
 
-        p = W·level,  u = p/‖p‖,  digit_d = rint((u_d - low_d)/(high_d - low_d)·(radix - 1)), clipped to the range
+        p = W·level,  u = p/‖p‖,  digit_d = rint(clip((u_d - low_d)·gain_d, 0, radix - 1))
+        ‖p‖ = √(p₀² + p₁² + …),  gain_d = (radix - 1)/(high_d - low_d);  rint is half to even
 
     projection  int32[components, bands], W = rint(2^14·Uᵀ)
     min_norm    foreground is ‖p‖ > min_norm (score units); a zero vector never is
-    low, high   float64[components], -1 ≤ low < high ≤ 1
+    low, high   float64[components], low + MIN_RANGE ≤ high
+    radix       bins per component, 2 to 256
+    Raises PlanError.
     """
 
     pixels: PixelLevels
@@ -67,9 +85,13 @@ class Quantiser:
 
     def __post_init__(self) -> None:
         check_projection(self.pixels, self.projection)
-        if not (self.low.shape == self.high.shape == (len(self.projection),) and np.all(self.low < self.high)):
-            raise PlanError("every component needs a range with low below high")
-        if not (2 <= self.radix <= 256 and self.min_norm >= 0):
+        if not (
+            self.low.shape == self.high.shape == (len(self.projection),)
+            and np.all(np.isfinite(self.low) & np.isfinite(self.high))
+            and np.all(self.high - self.low >= MIN_RANGE)
+        ):
+            raise PlanError("every component needs a finite range with low below high, at least 2^-20 wide")
+        if not (2 <= self.radix <= 256 and 0 <= self.min_norm < np.inf):
             raise PlanError(
                 f"radix {self.radix} must be 2 to 256 and the foreground cut-off {self.min_norm} at least 0"
             )
@@ -79,6 +101,11 @@ class Quantiser:
     def keyspace(self) -> KeySpace:
         """The keys of this quantiser: one digit per component."""
         return KeySpace((self.radix,) * len(self.projection))
+
+    @cached_property
+    def gain(self) -> Vector:
+        """Digits per unit of each component, (radix - 1)/(high - low); float64[components]."""
+        return (self.radix - 1) / (self.high - self.low)
 
 
 def check_projection(pixels: PixelLevels, projection: npt.NDArray[np.int32]) -> None:
@@ -91,6 +118,6 @@ def check_projection(pixels: PixelLevels, projection: npt.NDArray[np.int32]) -> 
 
 def intensity_edges() -> npt.NDArray[np.float64]:
     """Return the lower edge of every intensity bin as a norm ‖p‖, in score units; float64[INTENSITY_BINS]."""
-    first = int(np.float64(1).view(np.uint64)) >> (52 - INTENSITY_BITS)
-    bits = (np.arange(INTENSITY_BINS, dtype=np.uint64) + np.uint64(first)) << np.uint64(52 - INTENSITY_BITS)
-    return np.sqrt(bits.view(np.float64))
+    bits = (np.arange(INTENSITY_BINS, dtype=np.uint64) + np.uint64(INTENSITY_FIRST)) << np.uint64(52 - INTENSITY_BITS)
+    edges: Vector = np.sqrt(bits.view(np.float64))
+    return edges
