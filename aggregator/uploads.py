@@ -51,16 +51,25 @@ class Uploads:
     """The way of a tally from a stream of messages into the ledger.
 
     spool    folder of partial files, on a disk of this machine
+    largest  most bytes of any upload, whatever its plan
     now      the clock
     counted  called after an upload entered the ledger
     """
 
     def __init__(
-        self, engine: Engine, store: BlobStore, spool: Path, now: Callable[[], datetime], counted: Callable[[], None]
+        self,
+        engine: Engine,
+        store: BlobStore,
+        spool: Path,
+        *,
+        largest: int,
+        now: Callable[[], datetime],
+        counted: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._store = store
         self._spool = spool
+        self._largest = largest
         self._now = now
         self._counted = counted
         self._locks: dict[tuple[str, str], threading.Lock] = {}
@@ -190,7 +199,7 @@ class Uploads:
         with self._locks_lock:
             known = self._quotas.get(plan)
         if known is None:
-            known = quota(self._open_stage(plan))
+            known = min(self._largest, quota(self._open_stage(plan)))
             with self._locks_lock:
                 self._quotas[plan] = known
         return known
