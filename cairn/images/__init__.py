@@ -23,8 +23,15 @@ __all__ = ["OPENERS", "BandMapping", "Image", "ImageSource", "RawLayout", "Tile"
 
 # Format -> module and function. Imported when asked for, as each brings its own large library.
 OPENERS = {
-    "tiff": ("cairn.images.tiff", "open_tiff"),
-    "tiff-folder": ("cairn.images.tiff_folder", "open_tiff_folder"),
+    "tiff": ("cairn.images.formats.tiff", "open_tiff"),
+    "tiff-folder": ("cairn.images.formats.tiff_folder", "open_tiff_folder"),
+    "raw": ("cairn.images.formats.raw", "open_raw"),
+    "raster": ("cairn.images.formats.raster", "open_raster"),
+    "nifti": ("cairn.images.formats.nifti", "open_nifti"),
+    "zarr": ("cairn.images.formats.ome_zarr", "open_zarr"),
+    "dicom": ("cairn.images.formats.dicom", "open_dicom"),
+    "slide": ("cairn.images.formats.slide", "open_slide"),
+    "dicom-slide": ("cairn.images.formats.dicom_slide", "open_dicom_slide"),
 }
 
 

@@ -24,6 +24,10 @@ ENDINGS = {
     ".tf8": "tiff",
     ".tif": "plain-tiff",
     ".tiff": "plain-tiff",
+    ".ndpi": "slide",
+    ".mrxs": "slide",
+    ".scn": "slide",
+    ".bif": "slide",
     ".fw": "raw",
     ".nii": "nifti",
     ".nii.gz": "nifti",
@@ -40,7 +44,8 @@ def find_images(folder: Path) -> list[ImageSource]:
     """List the images under a folder, sorted by id.
 
     One image is: a file of a known format; a folder's single-channel TIFFs together; the DICOM files of one series in a
-    folder; an OME-Zarr directory. Hidden and temporary files and files of other formats are passed over.
+    folder, named by the first of them; an OME-Zarr directory. Hidden and temporary files are passed over, and files of
+    other formats.
     Raises ImageError when there is no such folder.
     """
     if not folder.is_dir():
@@ -74,10 +79,16 @@ def _walk(folder: Path, root: Path, above: frozenset[Path]) -> Iterator[ImageSou
         elif kind == "dicom":
             dicom.append(path)
         elif kind:
-            yield ImageSource(relative(path, root), (path,), kind)
+            beside = path.with_suffix("")  # where Mirax keeps a slide's pixels
+            files = (path, beside) if path.suffix.lower() == ".mrxs" and beside.is_dir() else (path,)
+            yield ImageSource(relative(path, root), files, kind)
     yield from channel_folder(plain, root)
     if dicom:
-        yield from dicom_series(dicom, root)
+        # Half a second that only those with DICOM need spend.
+        from cairn.images.formats.dicom_find import dicom_series  # noqa: PLC0415
+
+        for kind, files in dicom_series(dicom):
+            yield ImageSource(relative(files[0], root), files, kind)
 
 
 def is_passing(name: str) -> bool:
@@ -125,12 +136,6 @@ def single_channel(path: Path) -> bool | None:
             return len(tiff.pages) == 1 and tiff.pages[0].samplesperpixel == 1
     except ImageError:
         return None
-
-
-def dicom_series(paths: list[Path], root: Path) -> Iterator[ImageSource]:
-    """Sort a folder's DICOM files into series."""
-    for path in paths:
-        yield ImageSource(relative(path, root), (path,), "dicom")
 
 
 def relative(path: Path, root: Path) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from cairn.errors import ImageError
+from cairn.images.formats.tiff import open_tiff
 from cairn.images.image import Image, RawLayout, Values, Window
 from cairn.images.source import ImageSource
-from cairn.images.tiff import open_tiff
 
 
 @contextmanager

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from tifffile import TiffFile, TiffPage
 
 from cairn.errors import ImageError
+from cairn.images.formats.tiff_layout import Layout, layout_of
 from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
 from cairn.images.reading import explained, read_bytes, read_into
 from cairn.images.source import ImageSource
-from cairn.images.tiff_layout import Layout, layout_of
 
 # What it logs about a broken file reaches the user as one ImageError instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tifffile import TiffFile, TiffPage
 
 from cairn.errors import ImageError
-from cairn.images.ome import parse_ome, parse_xml
+from cairn.images.formats.ome import parse_ome, parse_xml
 
 RGB = ("R", "G", "B", "A")
 

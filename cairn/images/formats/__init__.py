@@ -1,0 +1,1 @@
+"""One file a format, imported when asked for; the table is `cairn.images.OPENERS`."""

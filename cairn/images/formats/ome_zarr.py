@@ -1,0 +1,106 @@
+"""OME-Zarr 0.1 to 0.5 (zarr formats 2 and 3): level 0 of the first multiscale image."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cairn.errors import ImageError
+from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
+from cairn.images.reading import explained
+from cairn.images.source import ImageSource
+
+MICROMETRES = {"meter": 1e6, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3}
+
+
+@contextmanager
+def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+    """Open an OME-Zarr directory. Raises ImageError.
+
+    A chunk that is not there holds the fill value: the format does so by design, a lost file cannot be told from it.
+    """
+    _ = raw
+    name = source.name
+    with explained(name, "corrupt or not OME-Zarr, its metadata cannot be read; expected multiscales"):
+        group = zarr.open_group(source.paths[0], mode="r")
+        about = dict(group.attrs.get("ome", group.attrs))
+        scales = about["multiscales"][0]
+        array = group[scales["datasets"][0]["path"]]
+        if not isinstance(array, zarr.Array):
+            raise ImageError(f"{name}: its level 0 is no array; expected one")
+        axes = axis_names(scales, array.ndim)
+        sizes = dict(zip(axes, array.shape, strict=True))
+        chunks = dict(zip(axes, array.chunks, strict=True))
+        size_um = pixel_size_of(scales, axes)
+    if not {"y", "x"} <= set(axes) <= set("tczyx") or sizes.get("t", 1) != 1:
+        raise ImageError(f"{name}: found axes {dict(sizes)}; expected c, z, y, x and one time point at most")
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    if dtype.kind in "uif" and dtype.itemsize * int(np.prod(list(chunks.values()), dtype=object)) > CHUNK_BYTES:
+        raise ImageError(f"{name}: found chunks of {chunks}; expected at most {CHUNK_BYTES >> 20} MiB each")
+    deep = chunks.get("c", 1)
+
+    def read(bands: Sequence[int], at: Window) -> Values:
+        out = np.empty((len(bands), at.h, at.w), dtype)
+        slots: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for slot, band in enumerate(bands):
+            slots[band // deep].append((slot, band % deep))
+        for part, wanted in slots.items():
+            where = {
+                "t": 0,
+                "c": slice(part * deep, (part + 1) * deep),
+                "z": at.z,
+                "y": slice(at.y, at.y + at.h),
+                "x": slice(at.x, at.x + at.w),
+            }
+            values = np.asarray(array[tuple(where[axis] for axis in axes)])
+            # What is left of the axes may stand in any order.
+            left = [axis for axis in axes if axis in "cyx"]
+            if "c" not in left:
+                values, left = values[np.newaxis], ["c", *left]
+            values = values.transpose([left.index(axis) for axis in "cyx"])
+            for slot, band in wanted:
+                out[slot] = values[band]
+        return out
+
+    yield Image(
+        name=name,
+        bands=band_names(about, sizes.get("c", 1)),
+        depth=sizes.get("z", 1),
+        height=sizes["y"],
+        width=sizes["x"],
+        dtype=dtype,
+        pixel_size_um=size_um,
+        chunk=(chunks["y"], chunks["x"]),
+        read=read,
+        bands_apart=deep == 1,
+    )
+
+
+def axis_names(scales: dict[str, Any], ndim: int) -> list[str]:
+    """Name the axes; up to version 0.2 they were always the same five, in 0.3 plain names."""
+    axes = scales.get("axes", list("tczyx"))
+    names = [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in axes]
+    if len(names) != ndim:
+        raise ValueError(f"{len(names)} axes named for {ndim}")
+    return names
+
+
+def band_names(about: dict[str, Any], bands: int) -> tuple[str, ...]:
+    """Name the bands by the channels' labels."""
+    omero = about.get("omero")
+    channels = omero.get("channels", []) if isinstance(omero, dict) else []
+    labels = [str(channel.get("label") or i) for i, channel in enumerate(channels) if isinstance(channel, dict)]
+    return tuple(labels) if len(labels) == bands else tuple(str(i) for i in range(bands))
+
+
+def pixel_size_of(scales: dict[str, Any], axes: list[str]) -> float | None:
+    """Return the side of a pixel in µm, None without a unit or when it is not square."""
+    named = {str(axis["name"]): str(axis.get("unit")) for axis in scales.get("axes", []) if isinstance(axis, dict)}
+    for transform in scales["datasets"][0].get("coordinateTransformations", []):
+        if transform.get("type") == "scale":
+            y, x = (float(transform["scale"][axes.index(a)]) * MICROMETRES.get(named.get(a, ""), 0.0) for a in "yx")
+            return x if x > 0 and abs(x - y) <= 0.01 * x else None
+    return None
