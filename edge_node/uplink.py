@@ -14,8 +14,7 @@ from datetime import timedelta
 from typing import Literal
 
 import grpc
-import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_when_event_set
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set
 
 from cairn.errors import (
     CairnError,
@@ -31,10 +30,10 @@ from cairn.rpc import errors_from_wire
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from edge_node import audit
 from edge_node.outbox import Outbox, Sealed
+from edge_node.status import Log
 
 MESSAGE = 1 << 20
 Outcome = Literal["sent", "parked", "damaged", "stopped"]
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -89,19 +88,22 @@ class Uplink:
         *,
         channel: Callable[[], grpc.Channel],
         outbox: Outbox,
-        log_of_departures: audit.AuditLog,
+        audit_log: audit.AuditLog,
         stop: threading.Event,
         sent: Callable[[int], None],
         trouble: Callable[[str], None],
+        log: Log,
         pace: Pace,
     ) -> None:
         self._channel = channel
         self._outbox = outbox
-        self._audit = log_of_departures
+        self._audit = audit_log
         self._stop = stop
         self._sent = sent
         self._trouble = trouble
+        self._log = log
         self._pace = pace
+        self._woken = threading.Event()
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
 
     def deliver(self, sealed: Sealed) -> Outcome:
@@ -115,7 +117,7 @@ class Uplink:
             for attempt in Retrying(
                 retry=retry_if_exception(delivery.may_pass),
                 stop=stop_when_event_set(self._stop),
-                sleep=sleep_using_event(self._stop),
+                sleep=self._sleep,
                 wait=lambda state: self._failed(state, delivery),
                 reraise=True,
             ):
@@ -135,8 +137,14 @@ class Uplink:
             return "damaged"
         self._note("acknowledged", delivery)
         self._outbox.move(sealed, "sent")
-        log.info("tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size)
+        self._log.info(
+            "tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size
+        )
         return "sent"
+
+    def hurry(self) -> None:
+        """End a pause between two attempts: the aggregator is back, or the service stops."""
+        self._woken.set()
 
     def complete(self, sealed: Sealed) -> bool:
         """Ask whether a tally is in the ledger. Raises CairnError."""
@@ -187,6 +195,10 @@ class Uplink:
                 if offset >= delivery.size:
                     return
                 message = tallies_pb2.UploadRequest()
+
+    def _sleep(self, seconds: float) -> None:
+        self._woken.wait(seconds)
+        self._woken.clear()
 
     def _failed(self, state: RetryCallState, delivery: _Delivery) -> float:
         delivery.failures += 1

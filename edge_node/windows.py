@@ -41,6 +41,7 @@ class Windows:
         self._path = path
         self._files: dict[str, Frozen] = {}
         self._frozen: set[int] = set()
+        self._began = ""
         if path.exists():
             try:
                 kept = json.loads(path.read_bytes())
@@ -49,11 +50,21 @@ class Windows:
                     for name, (size, time, window) in kept["files"].items()
                 }
                 self._frozen = {int(window) for window in kept["frozen"]}
+                self._began = str(kept["began"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StudyError(
                     f"{path.name} in the state folder is damaged; restore it from a backup, because without it files "
                     "could be counted in two windows"
                 ) from error
+
+    def begin(self, plan: str) -> None:
+        """Take note of the study's very first plan; another one than before is another study of the name.
+
+        plan  fingerprint of the moments of window 0
+        """
+        if self._began and self._began != plan:
+            self._files, self._frozen = {}, set()
+        self._began = plan
 
     def freeze(self, window: int, stamps: Mapping[str, Stamp]) -> None:
         """Freeze a window with the files that are there now; frozen already, or an earlier one than the last, it stays.
@@ -64,7 +75,11 @@ class Windows:
             return
         files = {name: Frozen(name, stamp, window) for name, stamp in stamps.items() if name not in self._files}
         merged, frozen = {**self._files, **files}, {*self._frozen, window}
-        content = {"frozen": sorted(frozen), "files": {f.file: [*f.stamp, f.window] for f in merged.values()}}
+        content = {
+            "began": self._began,
+            "frozen": sorted(frozen),
+            "files": {f.file: [*f.stamp, f.window] for f in merged.values()},
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(self._path) as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=0).encode())

@@ -1,6 +1,7 @@
 """The way out, over a network that fails."""
 
 import hashlib
+import io
 import random
 import threading
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from cairn.errors import PlanMismatch, Revoked, UnknownPlan
 from edge_node import audit
 from edge_node.outbox import Outbox
+from edge_node.status import make_log
 from edge_node.uplink import MESSAGE, Pace, Uplink, backoff
 
 from .conftest import Fault, make_plan, make_tally, wait_until
@@ -29,10 +31,11 @@ class Sending:
         self.uplink = Uplink(
             channel=lambda: channel,
             outbox=outbox,
-            log_of_departures=audit_log,
+            audit_log=audit_log,
             stop=self.stop,
             sent=self.count,
             trouble=self.troubles.append,
+            log=make_log(io.StringIO()),
             pace=FAST,
         )
 
@@ -190,6 +193,7 @@ def test_stopping_ends_the_waiting_at_once_and_keeps_the_tally(faulty, channel, 
     thread.start()
     wait_until(lambda: bool(slow.troubles), "one failed attempt")
     slow.stop.set()
+    slow.uplink.hurry()
     thread.join(10)
     assert outcome == ["stopped"]
     assert len(outbox.listed("pending")) == 1

@@ -64,3 +64,13 @@ def test_a_damaged_record_stops_the_study_and_is_not_begun_anew(tmp_path):
     path.write_text('{"frozen": [0], "fi', encoding="utf-8")
     with pytest.raises(StudyError, match="damaged"):
         Windows(path)
+
+
+def test_another_study_of_the_same_name_begins_anew_and_the_same_one_does_not(tmp_path):
+    path = tmp_path / "w.json"
+    for plan, there, expected in [("p", "a", ["a"]), ("p", "ab", ["a"]), ("q", "abc", ["a", "b", "c"])]:
+        windows = Windows(path)
+        windows.begin(plan)
+        windows.freeze(0, dict.fromkeys(there, (1, 1)))
+        assert names(windows, "moments", 0) == expected
+        assert names(Windows(path), "moments", 0) == expected

@@ -1,0 +1,124 @@
+"""The one connection to the aggregator, always opened from here: watch what is wanted, answer, report."""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set
+
+from cairn import __version__, enrolment
+from cairn.errors import CairnError, IdentityError, Unreachable
+from cairn.rpc import errors_from_wire, mtls_channel
+from cairn.v1 import plans_pb2, plans_pb2_grpc
+from edge_node.status import Board, Log
+from edge_node.uplink import Pace, backoff
+
+WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also when the certificate is looked at
+CALL_S = 20.0
+Offered = Callable[[Sequence[bytes]], None]
+
+
+class Connection:
+    """A site's channel to the aggregator, and the `Watch` stream that is held open on it.
+
+    address   host:port of the aggregator
+    identity  folder of key and certificate
+    stop      ends the watching
+    """
+
+    def __init__(self, address: str, identity: Path, *, stop: threading.Event, board: Board, log: Log) -> None:
+        self._address = address
+        self._identity = identity
+        self._stop = stop
+        self._board = board
+        self._log = log
+        self._pace = Pace(longest=timedelta(seconds=10))
+        self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
+        self._failures = 0
+        self._channel = mtls_channel(address, enrolment.tls_files(identity))
+
+    def channel(self) -> grpc.Channel:
+        """Return the channel of now; after a renewed certificate it is another."""
+        return self._channel
+
+    def close(self) -> None:
+        """Hang up; calls under way end."""
+        self._channel.close()
+
+    def watch(self, offered: Offered) -> None:
+        """Keep watching until `stop` is set, through restarts of the aggregator and of the network.
+
+        offered  called with the published bytes of all open plans, at once after connecting and at every change
+        Raises IdentityError when this site is not admitted (any more).
+        """
+        for attempt in Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_when_event_set(self._stop),
+            sleep=self._sleep,
+            wait=self._lost,
+            reraise=True,
+        ):
+            with attempt:
+                if not self._stop.is_set():
+                    self._watch_once(offered)
+
+    def answer(self, fingerprint: bytes, reason: str | None) -> None:
+        """Say that the site takes part in a plan, or why not. Raises CairnError."""
+        request = plans_pb2.AnswerRequest(fingerprint=fingerprint, accepted=reason is None, reason=reason or "")
+        with errors_from_wire():
+            plans_pb2_grpc.PlansStub(self._channel).Answer(request, timeout=CALL_S)
+
+    def report(self, request: plans_pb2.ReportRequest) -> None:
+        """Tell how far the site is. Raises CairnError."""
+        with errors_from_wire():
+            plans_pb2_grpc.PlansStub(self._channel).Report(request, timeout=CALL_S)
+
+    def _watch_once(self, offered: Offered) -> None:
+        self._renew()
+        with errors_from_wire():
+            stream = plans_pb2_grpc.PlansStub(self._channel).Watch(
+                plans_pb2.WatchRequest(version=__version__), timeout=WATCH.total_seconds()
+            )
+            for response in stream:
+                self._failures = 0
+                self._board.connection("connected")
+                offered([offer.plan for offer in response.offers])
+        raise Unreachable("the aggregator ended the stream, as it does when it stops")
+
+    def _renew(self) -> None:
+        """Have the certificate renewed when a third of its time is left."""
+        files = enrolment.tls_files(self._identity)
+        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if end - datetime.now(UTC) > (end - begin) / 3:
+            return
+        try:
+            enrolment.renew(self._address, self._identity)
+        except IdentityError:
+            raise
+        except CairnError as error:
+            self._log.warning("certificate not renewed", kind=type(error).__name__)
+            return
+        old, self._channel = self._channel, mtls_channel(self._address, files)
+        old.close()
+        self._log.info("certificate renewed")
+
+    def _sleep(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
+    def _lost(self, state: RetryCallState) -> float:
+        self._failures += 1
+        seconds = backoff(self._failures, self._pace, self._rng)
+        error = state.outcome.exception() if state.outcome else None
+        if not self._stop.is_set():
+            self._board.connection("away", f"{error}; trying again in {max(1, round(seconds))} s")
+            self._log.warning("not connected", kind=type(error).__name__, retry_in_seconds=round(seconds, 1))
+        return seconds
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, CairnError) and not isinstance(error, IdentityError)

@@ -1,0 +1,1 @@
+"""The site's read-only page, for its own people, on its own machine."""

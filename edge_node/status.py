@@ -1,0 +1,182 @@
+"""What the site knows about itself now: written by the workers, read by the page, the local service and the reports."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TextIO
+
+import structlog
+
+from cairn.files import write_atomically
+
+Connection = Literal["connecting", "connected", "away", "refused"]
+PlanState = Literal["refused", "waiting", "counting", "pending", "sent", "parked"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that a person should see.
+
+    kind    what the aggregator is told too: no file name, no value
+    detail  the whole sentence, for the site alone
+    """
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """The plan that is being worked on and how far it is."""
+
+    study: str
+    stage: str
+    window: int
+    fingerprint: bytes
+    pixels_done: int = 0
+    pixels_total: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    raw_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.study}/{self.stage} window {self.window}"
+
+
+@dataclass(frozen=True)
+class PlanNote:
+    """A plan that the federation offers, and what becomes of it here."""
+
+    study: str
+    stage: str
+    window: int
+    fingerprint: bytes
+    state: PlanState
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All of it at one instant."""
+
+    connection: Connection
+    said: str
+    work: Work | None
+    plans: tuple[PlanNote, ...]
+    problems: tuple[Problem, ...]
+    bytes_sent: int
+
+
+@dataclass
+class Board:
+    """The one place, safe to use from all threads. Problems survive a restart; the rest is known anew.
+
+    path  JSON file of the problems; None keeps none
+    """
+
+    path: Path | None = None
+    _connection: Connection = "connecting"
+    _said: str = ""
+    _work: Work | None = None
+    _plans: tuple[PlanNote, ...] = ()
+    _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict)
+    _bytes_sent: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            try:
+                kept = json.loads(self.path.read_bytes())
+                self._problems = {scope: tuple(Problem(**one) for one in each) for scope, each in kept.items()}
+            except (ValueError, TypeError, AttributeError):
+                self._problems = {}  # only a note for people; the next stage finds the problems again
+
+    def snapshot(self) -> Snapshot:
+        """Return all of it."""
+        with self._lock:
+            problems = tuple(problem for scope in self._problems.values() for problem in scope)
+            return Snapshot(self._connection, self._said, self._work, self._plans, problems, self._bytes_sent)
+
+    def connection(self, state: Connection, said: str = "") -> None:
+        """Say how it stands with the aggregator; once refused, it stays so until a restart."""
+        with self._lock:
+            if self._connection != "refused":
+                self._connection, self._said = state, said
+
+    def work(self, work: Work | None) -> None:
+        """Say what is being worked on."""
+        with self._lock:
+            self._work = work
+
+    def advance(self, pixels: int, files: int = 0) -> None:
+        """Count pixels and files of the present work as done; a negative number takes them back."""
+        with self._lock:
+            if self._work:
+                done = self._work.pixels_done + pixels
+                self._work = replace(self._work, pixels_done=done, files_done=self._work.files_done + files)
+
+    def plans(self, plans: Sequence[PlanNote]) -> None:
+        """Say what is offered."""
+        with self._lock:
+            self._plans = tuple(plans)
+
+    def sent(self, size: int) -> None:
+        """Count bytes of tallies that went out since the start."""
+        with self._lock:
+            self._bytes_sent += size
+
+    def problems(self, scope: str, problems: Iterable[Problem]) -> None:
+        """Replace the problems of one scope (a study's stage, the disk, the way out); none clears it."""
+        with self._lock:
+            new = tuple(problems)
+            if self._problems.get(scope, ()) == new:
+                return
+            self._problems.pop(scope, None)
+            if new:
+                self._problems[scope] = new
+            if self.path is not None:
+                kept = {scope: [asdict(one) for one in each] for scope, each in self._problems.items()}
+                try:
+                    with write_atomically(self.path) as file:
+                        file.write(json.dumps(kept, ensure_ascii=False).encode())
+                except OSError:
+                    pass  # a full disk is itself among the problems, and is shown from memory
+
+
+def for_aggregator(problems: Iterable[Problem]) -> list[str]:
+    """Sum problems up as what may leave: each kind and how often, no file name."""
+    kinds = Counter(problem.kind for problem in problems)
+    return [f"{kind} ({number} ×)" if number > 1 else kind for kind, number in kinds.items()]
+
+
+Log = structlog.typing.FilteringBoundLogger
+
+
+def _without_messages(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    # A library's message may quote the file that it stumbled over; which class was raised where is enough.
+    for one in event.get("exception", ()):
+        one.pop("exc_value", None)
+        one.pop("exc_notes", None)
+    return event
+
+
+def make_log(stream: TextIO) -> Log:
+    """Make a logger of one JSON object a line. No pixel value, file name or patient's name is ever handed to it."""
+    log: Log = structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
+            ),
+            _without_messages,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        cache_logger_on_first_use=True,
+    )
+    return log
