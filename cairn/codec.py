@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from cairn.v1 import plan_pb2, tallies_pb2
 MAGIC = b"CAIRNTLY"
 VERSION = 1
 HEADER_LIMIT = 1 << 20
+Table = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 def encode_plan(plan: Plan) -> bytes:
@@ -181,28 +182,30 @@ def read_header(file: BinaryIO) -> tallies_pb2.TallyHeader:
 
 
 def read_tables(
-    file: BinaryIO, headers: Sequence[tallies_pb2.TableHeader], *, hashed: bool = True
-) -> Iterator[tuple[str, npt.NDArray[np.int32] | npt.NDArray[np.int64]]]:
+    file: BinaryIO,
+    headers: Sequence[tallies_pb2.TableHeader],
+    *,
+    hashed: bool = True,
+    buffers: Sequence[npt.NDArray[np.uint8]] = (),
+) -> Iterator[tuple[str, Table]]:
     """Read a tally file's tables one at a time, each checked against its checksums. Raises ChecksumMismatch.
 
-    hashed  compare SHA-256; without, as for a blob that was compared when it came in, zstd's checksum alone guards
+    hashed   compare SHA-256; without, as for a blob that was compared when it came in, only zstd's own checksum guards
+    buffers  uint8[≥ the largest table's bytes] each, used in turn: a table is valid until its buffer's next turn.
+             Without, every table has memory of its own.
     """
-    for head in headers:
-        dtype = np.dtype(head.dtype)
+    for turn, head in enumerate(headers):
         if head.dtype not in {"<i4", "<i8"} or head.compression not in {"zstd", "none"}:
             raise ChecksumMismatch(f"table {head.name!r} is stored as {head.dtype} by {head.compression}: unknown")
+        dtype = np.dtype(head.dtype)
         size = int(np.prod(head.shape, dtype=object)) * dtype.itemsize
-        stored = file.read(head.stored_size)
-        try:
-            raw = _decompress(stored, size) if head.compression == "zstd" else stored
-        except zstandard.ZstdError as error:
-            raise ChecksumMismatch(f"table {head.name!r} of the tally file is damaged; send it again") from error
-        hashed_here = hashed or head.compression == "none"
-        if len(raw) != size or (hashed_here and hashlib.sha256(raw).digest() != head.sha256):
+        raw = buffers[turn % len(buffers)][:size] if buffers else np.empty(size, np.uint8)
+        whole = _unpack(_Stored(file, head.stored_size), head.compression, raw)
+        if not whole or (hashed and hashlib.sha256(raw.data).digest() != head.sha256):
             raise ChecksumMismatch(
                 f"table {head.name!r} of the tally file is not what its checksum says; send it again"
             )
-        yield head.name, np.frombuffer(raw, dtype).reshape(head.shape)
+        yield head.name, raw.view(dtype).reshape([int(n) for n in head.shape])
 
 
 def read_tally(path: Path) -> Tally:
@@ -222,12 +225,41 @@ def check_header(header: tallies_pb2.TallyHeader, fingerprint: bytes, stage: Sta
         raise PlanMismatch(f"the tally holds tables {found}; the plan's {stage.stage} stage has {dict(stage.shapes())}")
 
 
-def _narrow(table: npt.NDArray[np.int64]) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+def _narrow(table: npt.NDArray[np.int64]) -> Table:
     fits = table.size == 0 or (int(table.min()) >= -(2**31) and int(table.max()) < 2**31)
     return np.ascontiguousarray(table, "<i4" if fits else "<i8")
 
 
-def _decompress(stored: bytes, size: int) -> bytes:
-    # Bounded: a few bytes can unpack to terabytes, and the table's size is known from the plan.
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(stored)) as reader:
-        return reader.read(size + 1)
+class _Stored(io.RawIOBase):
+    """The next bytes of a file, so many and no more."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:  # the buffer protocol has no name before Python 3.12
+        view = memoryview(into).cast("B")[: self._left]
+        read = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it; the stub does not
+        self._left -= read
+        return int(read)
+
+
+def _unpack(stored: _Stored, compression: str, into: npt.NDArray[np.uint8]) -> bool:
+    """Fill an array from stored bytes; false when they are fewer, more or damaged.
+
+    Bounded: a few bytes can unpack to terabytes, and the table's size is known from the plan.
+    """
+    view = memoryview(into.data)
+    source: Any = stored
+    if compression == "zstd":
+        source = zstandard.ZstdDecompressor().stream_reader(cast("BinaryIO", stored), read_size=1 << 17)
+    try:
+        while view and (filled := source.readinto(view)):
+            view = view[filled:]
+        # The read behind the last byte takes in the end of a zstd frame and compares its checksum.
+        return not view and not source.read(1) and not stored.read(1)
+    except zstandard.ZstdError:
+        return False
