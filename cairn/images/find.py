@@ -80,8 +80,8 @@ def _walk(folder: Path, root: Path, above: frozenset[Path]) -> Iterator[ImageSou
             dicom.append(path)
         elif kind:
             beside = path.with_suffix("")  # where Mirax keeps a slide's pixels
-            files = (path, beside) if path.suffix.lower() == ".mrxs" and beside.is_dir() else (path,)
-            yield ImageSource(relative(path, root), files, kind)
+            both = (path, beside) if path.suffix.lower() == ".mrxs" and beside.is_dir() else (path,)
+            yield ImageSource(relative(path, root), both, kind)
     yield from channel_folder(plain, root)
     if dicom:
         # Half a second that only those with DICOM need spend.
