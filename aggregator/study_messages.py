@@ -1,0 +1,56 @@
+"""A study's specification as its message on the wire, and back."""
+
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from cairn.study import StudySpec, parse_spec
+from cairn.v1 import operations_pb2
+
+# Fields whose zero is nobody's choice: left out on the wire, they take the default of cairn/study.py.
+_NUMBERS = (
+    "pixel_scale",
+    "dimensions",
+    "radix",
+    "depth",
+    "width",
+    "top_k",
+    "min_sites",
+    "min_count",
+    "clusters",
+    "n_neighbors",
+)
+
+
+def spec_message(spec: StudySpec) -> operations_pb2.StudySpec:
+    """Write a specification as its message."""
+    values = spec.model_dump(exclude={"states", "stage_deadline"})
+    message = operations_pb2.StudySpec(**values)
+    message.stage_deadline.FromTimedelta(spec.stage_deadline)
+    for state, bands in spec.states.items():
+        message.states.add(state=state, bands=bands)
+    return message
+
+
+def read_spec(message: operations_pb2.StudySpec) -> StudySpec:
+    """Read a specification from its message. Raises PlanError with the first thing that is wrong."""
+    values: dict[str, Any] = {
+        "name": message.name,
+        "bands": tuple(message.bands),
+        "pixel_offset": message.pixel_offset,
+        "range_quantile": message.range_quantile,
+        "embedding_seed": message.embedding_seed,
+        "auto_approve": message.auto_approve,
+        "states": {rule.state: tuple(rule.bands) for rule in message.states},
+    }
+    values.update({name: getattr(message, name) for name in _NUMBERS if getattr(message, name)})
+    if message.clustering:
+        values["clustering"] = message.clustering
+    if message.HasField("stage_deadline"):
+        values["stage_deadline"] = _span(message.stage_deadline)
+    return parse_spec(values)
+
+
+def _span(duration: Duration) -> timedelta:
+    return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1000)
