@@ -102,6 +102,10 @@ def _sentences() -> Iterator[None]:
         code, state = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
         if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE} or state == _DISK_FULL:
             raise StorageFull("the aggregator's database has no room on its disk; try again when there is") from error
+        if code == sqlite3.SQLITE_CANTOPEN:
+            raise ConfigError(
+                "the database's file cannot be opened; check that its folder exists and may be written"
+            ) from error
         if isinstance(error, OperationalError) and code is None and state is None:
             # Only a refused connection has neither code. The driver's text may hold the URL, so it is not repeated.
             raise ConfigError("the database does not answer; check its address and that it runs") from error

@@ -1,0 +1,106 @@
+"""A real database of both kinds, a real CA, and a real aggregator on free ports."""
+
+import getpass
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine
+
+from aggregator.database import open_database, upgrade
+
+
+class Clock:
+    """The time, which passes only when a test says so."""
+
+    def __init__(self, start: datetime) -> None:
+        self._time = start
+        self._lock = threading.Lock()
+
+    def __call__(self) -> datetime:
+        with self._lock:
+            return self._time
+
+    def advance(self, span: timedelta) -> None:
+        with self._lock:
+            self._time += span
+
+
+@pytest.fixture
+def clock() -> Clock:
+    # Today, because TLS itself looks at the real clock when it checks a certificate.
+    return Clock(datetime.now(UTC))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Start PostgreSQL for the whole run; returns the URL of its server, without a database."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not binaries:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    # Short, because a socket's path has at most 107 bytes; not in pytest's folder, which only its own user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="cairn-pg-"))
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    shutil.chown(folder, user)
+
+    def run(program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [binaries[-1] / program, "-D", folder / "data", *arguments],
+            user=user if os.geteuid() == 0 else None,
+            group=pwd.getpwnam(user).pw_gid if os.geteuid() == 0 else None,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    try:
+        run("initdb", "--auth=trust", "--username=cairn", "--encoding=UTF8", "--no-locale", "--no-sync")
+        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://cairn@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'cairn.db'}"
+        return
+    server = sqlalchemy.make_url(request.getfixturevalue("postgresql"))
+    name = f"t{uuid4().hex}"
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        yield server.set(database=name).render_as_string(hide_password=False)
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Return an open database with its tables, once of each kind."""
+    engine = open_database(database_url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
