@@ -27,6 +27,7 @@ __all__ = [
     "BANDS",
     "CELL_NAMES",
     "COMPOSITE_BANDS",
+    "COMPOSITE_MARKERS",
     "MARKER_BANDS",
     "OFFSET",
     "PIXEL_UM",
@@ -59,8 +60,11 @@ STATE_RULES: Final[dict[str, tuple[str, ...]]] = {
 }
 """The bands that mark a state: a cluster is of the state in one of whose bands it stands highest."""
 
-COMPOSITE_BANDS: Final[tuple[str, str, str]] = (MARKER_BANDS["PanCK"], MARKER_BANDS["CD8"], MARKER_BANDS["DNA"])
+COMPOSITE_MARKERS: Final[tuple[str, str, str]] = ("PanCK", "CD8", "DNA")
 """Red, green and blue of a picture for people."""
+
+COMPOSITE_BANDS: Final[tuple[str, ...]] = tuple(MARKER_BANDS[marker] for marker in COMPOSITE_MARKERS)
+"""The bands of `COMPOSITE_MARKERS`."""
 
 
 @dataclass(frozen=True)
