@@ -1,0 +1,64 @@
+"""How numbers, moments and values read on a page: the templates' filters."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+_THIN = "\u202f"  # narrow space that does not break
+
+
+def count(number: float) -> str:
+    """Write a whole number with its thousands apart, 20 000."""
+    return f"{int(number):,}".replace(",", _THIN)
+
+
+def bytes_(number: float) -> str:
+    """Write an amount of bytes in the decimal unit that fits, 12.8 MB."""
+    size = float(number)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size /= 1000
+    else:
+        unit = "PB"
+    return f"{size:.0f}{_THIN}{unit}" if unit == "B" or size >= 99.95 else f"{size:.1f}{_THIN}{unit}"
+
+
+def utc(moment: datetime) -> str:
+    """Write a moment to the minute."""
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Say how long ago a moment was, coarsely, so that a page changes only when something did."""
+    passed = now - moment
+    if passed < timedelta(minutes=1):
+        return "just now"
+    for unit, span in (("min", timedelta(minutes=1)), ("h", timedelta(hours=1)), ("d", timedelta(days=1))):
+        if passed < 100 * span or unit == "d":
+            return f"{passed // span}{_THIN}{unit} ago"
+    raise AssertionError("unreachable: days take any time")
+
+
+def short(text: object) -> str:
+    """Cut what looks like a digest, or is long, to what a person compares."""
+    words = str(text)
+    if len(words) == 64 and all(c in "0123456789abcdef" for c in words):
+        return words[:12]
+    return words if len(words) <= 200 else words[:199] + "…"
+
+
+def plain(value: Any) -> str:
+    """Write a JSON value as words: lists with commas, mappings with colons, nothing as a dash."""
+    match value:
+        case None | "" | [] | {}:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return count(value)
+        case list() | tuple():
+            return ", ".join(plain(part) for part in value)
+        case dict():
+            return "; ".join(f"{name}: {plain(part)}" for name, part in value.items())
+        case _:
+            return str(value)

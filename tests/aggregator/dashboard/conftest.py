@@ -1,0 +1,159 @@
+"""A dashboard over a filled database, served on loopback, and the browser that looks at it."""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+from prometheus_client import CollectorRegistry, Counter
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from aggregator.dashboard import make_app
+from aggregator.database import open_database, upgrade
+from aggregator.store import BlobStore
+from aggregator.tokens import token_hash
+
+CHROMIUM = Path("/usr/bin/chromium")
+TOKEN = "a-token-of-the-tests"
+
+
+@dataclass
+class Clock:
+    """A clock that stands until a test moves it."""
+
+    now: datetime
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Federation:
+    """An aggregator's database and store, and the pages over them."""
+
+    engine: Engine
+    store: BlobStore
+    folder: Path
+    clock: Clock
+    app: Starlette
+    token: str = TOKEN
+
+
+@dataclass(frozen=True)
+class Site:
+    """A federation whose pages are served at an address."""
+
+    federation: Federation
+    address: str
+
+
+@pytest.fixture(scope="session")
+def samples() -> ModuleType:
+    """Return samples.py: tests are no package, so it is loaded by its place."""
+    spec = importlib.util.spec_from_file_location("dashboard_samples", Path(__file__).with_name("samples.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _federation(folder: Path, samples: ModuleType) -> Federation:
+    engine = open_database(f"sqlite:///{folder / 'cairn.db'}")
+    upgrade(engine)
+    store, clock = BlobStore(str(folder / "blobs")), Clock(samples.NOW)
+    registry = CollectorRegistry()
+    Counter("cairn_uploads", "Tallies entered into the ledger.", registry=registry).inc(17)
+    return Federation(engine, store, folder, clock, make_app(engine, store, token_hash(TOKEN), registry, clock))
+
+
+@pytest.fixture
+def empty(tmp_path: Path, samples: ModuleType) -> Iterator[Federation]:
+    """Make a federation in which nothing has happened."""
+    made = _federation(tmp_path, samples)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def filled(empty: Federation, samples: ModuleType) -> Federation:
+    """Make a federation of four clinics with studies in several states."""
+    samples.fill(empty.engine, empty.store, empty.folder)
+    return empty
+
+
+@pytest.fixture
+def visitor(filled: Federation) -> Iterator[TestClient]:
+    """Open the pages without having signed in."""
+    with TestClient(filled.app, follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def operator(visitor: TestClient) -> TestClient:
+    """Open the pages signed in."""
+    assert visitor.post("/login", data={"token": TOKEN}).status_code == 303
+    return visitor
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, samples: ModuleType) -> Iterator[Site]:
+    """Serve a filled federation for a browser; shared by a module's tests."""
+    federation = _federation(tmp_path_factory.mktemp("served"), samples)
+    samples.fill(federation.engine, federation.store, federation.folder)
+    server = uvicorn.Server(uvicorn.Config(federation.app, port=0, log_config=None))
+    listener = server.config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield Site(federation, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    server.should_exit = True
+    thread.join(10)
+    listener.close()
+    federation.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start headless Chromium, Debian's package; in CI a missing one is a failure."""
+    if not CHROMIUM.exists():
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium; install Debian's package chromium")
+        pytest.skip("no Chromium; install Debian's package chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def _sign_in(browser: Browser, served: Site, width: int, height: int, *, phone: bool) -> Iterator[Page]:
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, has_touch=phone, is_mobile=phone, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(served.address)
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{served.address}/")
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def desktop(browser: Browser, served: Site) -> Iterator[Page]:
+    """Sign in on a screen of 1280 x 800."""
+    yield from _sign_in(browser, served, 1280, 800, phone=False)
+
+
+@pytest.fixture
+def phone(browser: Browser, served: Site) -> Iterator[Page]:
+    """Sign in on a phone of 390 x 844."""
+    yield from _sign_in(browser, served, 390, 844, phone=True)
