@@ -110,6 +110,11 @@ def connected_sites(session: Session, now: datetime) -> int:
     return session.scalar(select(func.count()).select_from(Member).where(*lately)) or 0
 
 
+def received_bytes(session: Session) -> int:
+    """Add up the bytes of all uploads in the ledger."""
+    return int(session.scalar(select(func.sum(Upload.size))) or 0)
+
+
 def _site(
     member: Member, plan: Plan | None, progress: Progress | None, received: int, now: datetime
 ) -> operations_pb2.Site:

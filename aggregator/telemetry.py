@@ -12,7 +12,7 @@ class Metrics:
     """What the aggregator counts, all of it on one registry that is handed around.
 
     uploads        tallies entered into the ledger
-    bytes_in       bytes of upload messages received, also of uploads that were never finished
+    ledger_bytes   of all uploads in the ledger, also of former runs; the server sets its function
     merges         merged tallies made
     errors         calls that failed, by `kind`, the error's class
     sites          sites connected now; the server sets its function
@@ -21,7 +21,7 @@ class Metrics:
 
     registry: CollectorRegistry
     uploads: Counter
-    bytes_in: Counter
+    ledger_bytes: Gauge
     merges: Counter
     errors: Counter
     sites: Gauge
@@ -34,7 +34,7 @@ def make_metrics() -> Metrics:
     return Metrics(
         registry=registry,
         uploads=Counter("cairn_uploads", "Tallies entered into the ledger.", registry=registry),
-        bytes_in=Counter("cairn_upload_bytes", "Bytes of upload messages received.", registry=registry),
+        ledger_bytes=Gauge("cairn_ledger_bytes", "Bytes of all uploads in the ledger.", registry=registry),
         merges=Counter("cairn_merges", "Merged tallies made.", registry=registry),
         errors=Counter("cairn_errors", "Calls that failed, by the error's kind.", ["kind"], registry=registry),
         sites=Gauge("cairn_sites_connected", "Sites connected now.", registry=registry),

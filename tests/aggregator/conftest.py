@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +18,15 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Engine
 
+from aggregator.client import operator_channel, write_profile
 from aggregator.database import open_database, upgrade
+from aggregator.initialise import initialise
+from aggregator.server import Aggregator
+from aggregator.settings import load_settings
+from aggregator.telemetry import make_log
+from cairn import enrolment, invitation
+from cairn.rpc import TlsFiles, errors_from_wire
+from cairn.v1 import operations_pb2, operations_pb2_grpc
 
 
 class Clock:
@@ -104,3 +114,64 @@ def engine(database_url: str) -> Iterator[Engine]:
     upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@dataclass
+class Running:
+    """A real aggregator in this process, and how to become a member of its federation."""
+
+    folder: Path
+    aggregator: Aggregator
+    log: StringIO
+
+    @property
+    def profile(self) -> Path:
+        """The first operator's credentials."""
+        return self.folder / "operator"
+
+    def invite(self, name: str, role: str = "site", valid_for: timedelta | None = None) -> invitation.Invitation:
+        """Invite as the first operator does."""
+        request = operations_pb2.InviteSiteRequest(name=name, role=role)
+        if valid_for is not None:
+            request.valid_for.FromTimedelta(valid_for)
+        with operator_channel(self.profile) as channel, errors_from_wire():
+            stub = operations_pb2_grpc.SitesStub(channel)
+            return invitation.parse(stub.InviteSite(request, timeout=10).invitation)
+
+    def revoke(self, name: str, reason: str = "a test") -> None:
+        """Revoke as the first operator does."""
+        with operator_channel(self.profile) as channel, errors_from_wire():
+            request = operations_pb2.RevokeSiteRequest(name=name, reason=reason)
+            operations_pb2_grpc.SitesStub(channel).RevokeSite(request, timeout=10)
+
+    def join(self, name: str, role: str = "site") -> TlsFiles:
+        """Invite and enrol; returns the credentials, for an operator a whole profile folder."""
+        invited = self.invite(name, role)
+        files = enrolment.enrol(invited, self.folder / "members" / name)
+        write_profile(files.ca.parent, address=invited.address)
+        return files
+
+
+@pytest.fixture
+def start_aggregator(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Running]]:
+    """Return a function that founds a federation (`database=URL` if it should not be SQLite) and starts it."""
+    running: list[Running] = []
+
+    def start(database: str | None = None) -> Running:
+        folder = tmp_path / f"aggregator{len(running)}"
+        initialise(folder, "tissue", ["127.0.0.1:0"], clock(), database=database)
+        log = StringIO()
+        aggregator = Aggregator(load_settings(folder / "aggregator.toml"), make_log(log), clock)
+        aggregator.start()
+        running.append(Running(folder, aggregator, log))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.aggregator.stop()
+
+
+@pytest.fixture
+def running(start_aggregator: Callable[..., Running]) -> Running:
+    """Return a running aggregator of the federation `tissue`, with SQLite."""
+    return start_aggregator()
