@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cairn.errors import PlanError
+from cairn.kernels import Kernels
 from cairn.kernels.pixels_numpy import (
     BACKGROUND,
     INTENSITY_BINS,
@@ -20,6 +21,7 @@ from cairn.kernels.pixels_numpy import (
     INTENSITY_FIRST,
     LEVEL_MAX,
     UNIT_BINS,
+    Levels,
     Vector,
 )
 from cairn.keyspace import KeySpace
@@ -106,6 +108,10 @@ class Quantiser:
     def gain(self) -> Vector:
         """Digits per unit of each component, (radix - 1)/(high - low); float64[components]."""
         return (self.radix - 1) / (self.high - self.low)
+
+    def keys(self, levels: Levels, kernels: Kernels) -> npt.NDArray[np.uint64]:
+        """Quantise pixels uint16[bands, n] to keys uint64[n], BACKGROUND where a pixel is not foreground."""
+        return kernels.keys(levels, self.projection, self.min_norm, self.low, self.gain, self.radix)
 
 
 def check_projection(pixels: PixelLevels, projection: npt.NDArray[np.int32]) -> None:

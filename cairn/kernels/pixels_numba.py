@@ -5,7 +5,7 @@ Scores are summed in int32 where a block's brightest level cannot overflow it, e
 both give the same bits. No fastmath: what follows the scores must round as the definition does.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,11 @@ from cairn.kernels.pixels_numpy import (
     Vector,
 )
 
-BLOCK = 128  # pixels: 35 bands of int32 levels and 8 components of scores fit the L1 and L2 caches
-MOMENT_BLOCK = 8192  # pixels: products under 2^32 sum to under 2^45, exact in float64
+Weights: TypeAlias = tuple[Projection, Vector, int]  # as int32 and float64, [D, bands padded to fours]; int32_level
+Scratch: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Vector, Vector]  # rows, sums; rows, sums p
+
+BLOCK = 256  # pixels: 35 bands of int32 levels and 8 components of scores fit the L1 and L2 caches
+MOMENT_BLOCK = 2048  # pixels: products under 2^32 sum to under 2^45, exact in float64
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
@@ -52,25 +55,16 @@ def keys(
 ) -> npt.NDArray[np.uint64]:
     """Quantise pixels to keys, BACKGROUND where not foreground; see the definition."""
     out = np.empty(levels.shape[1], np.uint64)
-    weights = np.ascontiguousarray(projection)
-    _keys(
-        np.ascontiguousarray(levels),
-        weights,
-        weights.astype(np.float64),
-        _int32_level(weights),
-        float(min_norm),
-        np.ascontiguousarray(low),
-        np.ascontiguousarray(gain),
-        radix,
-        out,
-    )
+    weights, scratch = _prepared(projection)
+    low, gain = np.ascontiguousarray(low), np.ascontiguousarray(gain)
+    _keys(np.ascontiguousarray(levels), weights, scratch, float(min_norm), low, gain, radix, out)
     return out
 
 
 def unit_histogram(levels: Levels, projection: Projection, into: Counts) -> None:
     """Count each component of the unit vector by the pixel's intensity; see the definition."""
-    weights = np.ascontiguousarray(projection)
-    _unit_histogram(np.ascontiguousarray(levels), weights, weights.astype(np.float64), _int32_level(weights), into)
+    weights, scratch = _prepared(projection)
+    _unit_histogram(np.ascontiguousarray(levels), weights, scratch, into)
 
 
 def moments(levels: Levels) -> tuple[Counts, Counts]:
@@ -102,10 +96,20 @@ def lookup(keys: npt.NDArray[np.uint64], listed: npt.NDArray[np.uint64]) -> Coun
     return found
 
 
-def _int32_level(weights: Projection) -> int:
-    """Return the brightest level for which every partial sum of a score fits int32."""
-    heaviest = int(np.abs(weights.astype(np.int64)).sum(axis=1).max(initial=1))
-    return min(LEVEL_MAX, (2**31 - 1) // max(heaviest, 1))
+def _prepared(projection: Projection) -> tuple[Weights, Scratch]:
+    """Pad the bands to fours, find the brightest level for which no sum can leave int32, and make room for a block."""
+    components, bands = projection.shape
+    weights = np.zeros((components, -(-bands // 4) * 4), np.int32)
+    weights[:, :bands] = projection
+    heaviest = max(1, int(np.abs(weights.astype(np.int64)).sum(axis=1).max()))
+    int32_level = min(LEVEL_MAX, (2**31 - 1) // heaviest)
+    scratch = (
+        np.empty((4, BLOCK), np.int32),
+        np.empty((components, BLOCK), np.int32),
+        np.empty((4, BLOCK), np.float64),
+        np.empty((components, BLOCK), np.float64),
+    )
+    return (weights, weights.astype(np.float64), int32_level), scratch
 
 
 @_jit
@@ -120,83 +124,44 @@ def _to_levels(values: Any, offset: float, scale: float, levels: Levels) -> bool
 
 
 @_jit
-def _scores(
-    levels: Levels,
-    start: int,
-    m: int,
-    weights: Projection,
-    weights64: npt.NDArray[np.float64],
-    int32_level: int,
-    small: npt.NDArray[np.int32],
-    whole: Vector,
-    sums: npt.NDArray[np.int32],
-    p: Vector,
-) -> None:
-    """Project the block of m pixels from start into p[D, :m]; small and whole[B, BLOCK], sums[BLOCK] are scratch."""
-    bands = levels.shape[0]
-    brightest = np.int32(0)
-    for b in range(bands):
-        source = levels[b, start : start + m]
-        row = small[b]
+def _scores(levels: Levels, start: int, m: int, w: Weights, scratch: Scratch) -> None:
+    """Project the m pixels from start into the scratch's p[D, :m]."""
+    weights32, weights64, int32_level = w
+    rows32, sums32, rows64, p = scratch
+    brightest = np.uint16(0)
+    for b in range(levels.shape[0]):
+        row = levels[b, start : start + m]
         for j in range(m):
-            row[j] = source[j]
-        for j in range(m):
-            brightest |= row[j]  # not under the maximum and under twice it: quicker, and good enough here
-    if brightest > int32_level:
-        for b in range(bands):
+            brightest |= row[j]  # not under the maximum, and under twice it: quicker, and near enough here
+    if brightest <= int32_level:
+        _sum_products(levels, start, m, weights32, rows32, sums32)
+        for d in range(len(p)):
             for j in range(m):
-                whole[b, j] = small[b, j]
-    for d in range(weights.shape[0]):
-        if brightest <= int32_level:
-            _sum_int32(small, m, weights[d], sums, p[d])
-        else:
-            _sum_float64(whole, m, weights64[d], p[d])
+                p[d, j] = sums32[d, j]
+    else:
+        _sum_products(levels, start, m, weights64, rows64, p)
 
 
 @_jit
-def _sum_int32(
-    small: npt.NDArray[np.int32],
-    m: int,
-    weights: npt.NDArray[np.int32],
-    sums: npt.NDArray[np.int32],
-    out: Vector,
-) -> None:
-    """Sum weights times rows, four rows a pass so that the running sums are read and written less often."""
-    bands = len(weights)
-    quads = bands - bands % 4
-    for j in range(m):
-        sums[j] = 0
-    for b in range(0, quads, 4):
-        w0, w1, w2, w3 = weights[b], weights[b + 1], weights[b + 2], weights[b + 3]
-        r0, r1, r2, r3 = small[b], small[b + 1], small[b + 2], small[b + 3]
-        for j in range(m):
-            sums[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
-    for b in range(quads, bands):
-        w = weights[b]
-        row = small[b]
-        for j in range(m):
-            sums[j] += w * row[j]
-    for j in range(m):
-        out[j] = sums[j]
-
-
-@_jit
-def _sum_float64(whole: Vector, m: int, weights: Vector, out: Vector) -> None:
-    """Sum weights times rows where int32 would overflow; exact, since every partial sum is under 2^53."""
-    bands = len(weights)
-    quads = bands - bands % 4
-    for j in range(m):
-        out[j] = 0.0
-    for b in range(0, quads, 4):
-        w0, w1, w2, w3 = weights[b], weights[b + 1], weights[b + 2], weights[b + 3]
-        r0, r1, r2, r3 = whole[b], whole[b + 1], whole[b + 2], whole[b + 3]
-        for j in range(m):
-            out[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
-    for b in range(quads, bands):
-        w = weights[b]
-        row = whole[b]
-        for j in range(m):
-            out[j] += w * row[j]
+def _sum_products(levels: Levels, start: int, m: int, weights: Any, rows: Any, sums: Any) -> None:
+    """Sum weights times levels in the arrays' own type, four bands a pass: they and the sums stay in L1."""
+    bands = levels.shape[0]
+    sums[:] = 0
+    for b in range(0, weights.shape[1], 4):
+        for i in range(4):
+            row = rows[i]
+            if b + i < bands:
+                source = levels[b + i, start : start + m]
+                for j in range(m):
+                    row[j] = source[j]
+            else:
+                row[:] = 0
+        r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
+        for d in range(weights.shape[0]):
+            out = sums[d]
+            w0, w1, w2, w3 = weights[d, b], weights[d, b + 1], weights[d, b + 2], weights[d, b + 3]
+            for j in range(m):
+                out[j] += w0 * r0[j] + w1 * r1[j] + w2 * r2[j] + w3 * r3[j]
 
 
 @_jit
@@ -212,43 +177,35 @@ def _squared_norm(p: Vector, m: int, norm2: Vector) -> None:
 @_jit
 def _keys(
     levels: Levels,
-    weights: Projection,
-    weights64: npt.NDArray[np.float64],
-    int32_level: int,
+    w: Weights,
+    scratch: Scratch,
     min_norm: float,
     low: Vector,
     gain: Vector,
     radix: int,
     out: npt.NDArray[np.uint64],
 ) -> None:
-    bands, n = levels.shape
-    dims = weights.shape[0]
-    small = np.empty((bands, BLOCK), np.int32)
-    whole = np.empty((bands, BLOCK), np.float64)
-    sums = np.empty(BLOCK, np.int32)
-    p = np.empty((dims, BLOCK), np.float64)
+    p = scratch[3]
     norm = np.empty(BLOCK, np.float64)
     divisor = np.empty(BLOCK, np.float64)
     digit = np.empty(BLOCK, np.int32)
     key = np.empty(BLOCK, np.uint64)
     top = np.float64(radix - 1)
     base = np.uint64(radix)
-    for start in range(0, n, BLOCK):
-        m = min(BLOCK, n - start)
-        _scores(levels, start, m, weights, weights64, int32_level, small, whole, sums, p)
+    for start in range(0, levels.shape[1], BLOCK):
+        m = min(BLOCK, levels.shape[1] - start)
+        _scores(levels, start, m, w, scratch)
         _squared_norm(p, m, norm)
         for j in range(m):
             norm[j] = np.sqrt(norm[j])
             divisor[j] = norm[j] if norm[j] > min_norm else 1.0
             key[j] = 0
-        for d in range(dims):
+        for d in range(len(p)):
             row = p[d]
             low_d = low[d]
             gain_d = gain[d]
             for j in range(m):
-                t = (row[j] / divisor[j] - low_d) * gain_d
-                t = min(max(t, 0.0), top)
-                digit[j] = np.int32(np.rint(t))
+                digit[j] = np.int32(np.rint(min(max((row[j] / divisor[j] - low_d) * gain_d, 0.0), top)))
             for j in range(m):
                 key[j] = key[j] * base + np.uint64(np.uint32(digit[j]))
         for j in range(m):
@@ -256,36 +213,24 @@ def _keys(
 
 
 @_jit
-def _unit_histogram(
-    levels: Levels,
-    weights: Projection,
-    weights64: npt.NDArray[np.float64],
-    int32_level: int,
-    into: Counts,
-) -> None:
-    bands, n = levels.shape
-    dims = weights.shape[0]
-    small = np.empty((bands, BLOCK), np.int32)
-    whole = np.empty((bands, BLOCK), np.float64)
-    sums = np.empty(BLOCK, np.int32)
-    p = np.empty((dims, BLOCK), np.float64)
+def _unit_histogram(levels: Levels, w: Weights, scratch: Scratch, into: Counts) -> None:
+    p = scratch[3]
     norm2 = np.empty(BLOCK, np.float64)
     norm = np.empty(BLOCK, np.float64)
     intensity = np.empty(BLOCK, np.int32)
     unit = np.empty(BLOCK, np.int32)
     bits = norm2.view(np.uint64)
-    for start in range(0, n, BLOCK):
-        m = min(BLOCK, n - start)
-        _scores(levels, start, m, weights, weights64, int32_level, small, whole, sums, p)
+    for start in range(0, levels.shape[1], BLOCK):
+        m = min(BLOCK, levels.shape[1] - start)
+        _scores(levels, start, m, w, scratch)
         _squared_norm(p, m, norm2)
         for j in range(m):
             norm[j] = np.sqrt(norm2[j]) if norm2[j] > 0.0 else 1.0
             intensity[j] = np.int32(np.int64(bits[j] >> np.uint64(52 - INTENSITY_BITS)) - INTENSITY_FIRST)
-        for d in range(dims):
+        for d in range(len(p)):
             row = p[d]
             for j in range(m):
-                t = (row[j] / norm[j] + 1.0) * (UNIT_BINS / 2)
-                unit[j] = min(np.int32(t), UNIT_BINS - 1)
+                unit[j] = np.int32(min((row[j] / norm[j] + 1.0) * (UNIT_BINS / 2), UNIT_BINS - 0.5))
             table = into[d]
             for j in range(m):
                 if 0 <= intensity[j] < INTENSITY_BINS:
