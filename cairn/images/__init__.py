@@ -17,6 +17,7 @@ from typing import cast
 from cairn.errors import ImageError
 from cairn.images.find import find_images
 from cairn.images.image import BandMapping, Image, RawLayout, Tile
+from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
 __all__ = ["OPENERS", "BandMapping", "Image", "ImageSource", "RawLayout", "Tile", "find_images", "open_image"]
@@ -45,6 +46,10 @@ def open_image(source: ImageSource, bands: BandMapping | None = None, raw: RawLa
     """
     if source.format not in OPENERS:
         raise ImageError(f"{source.name}: cannot be listed or read; grant read permission")
+    for path in source.paths:
+        with explained(path.name):
+            if path.stat().st_size == 0:
+                raise ImageError(f"{path.name}: found an empty file; expected an image")
     module, function = OPENERS[source.format]
     opener = cast(
         Callable[[ImageSource, RawLayout], AbstractContextManager[Image]], getattr(import_module(module), function)

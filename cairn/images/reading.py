@@ -1,5 +1,6 @@
 """Bytes out of a file, and failures into one sentence; what all readers do alike."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cairn.errors import ImageError
+
+# What these log about a broken file reaches the user as one ImageError instead. One of them sets its level anew when
+# it is imported, another brings a handler for the terminal, so both ways out are closed.
+for library in ("tifffile", "nibabel.global", "pydicom", "wsidicom"):
+    logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+    logging.getLogger(library).addHandler(logging.NullHandler())
+    logging.getLogger(library).propagate = False
 
 UNREADABLE = "corrupt or truncated, its pixels cannot be decoded; copy or export it again"
 NO_ROOM = "cannot be unpacked to the temporary folder; is there room on the disk"

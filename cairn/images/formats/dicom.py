@@ -51,8 +51,6 @@ def open_dicom(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     slices: list[Slice] = []
     first: Any = None
     for path in source.paths:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path.name}: found an empty file; expected DICOM")
         with explained(path.name, "is not DICOM or its header is truncated; copy or export it again"):
             head = pydicom.dcmread(path, stop_before_pixels=True)
             first = first or head

@@ -22,9 +22,6 @@ def open_dicom_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     """Open the files of a slide. Bands are R, G, B, or the optical paths of a fluorescence slide. Raises ImageError."""
     _ = raw
     name = source.name
-    for path in source.paths:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path.name}: found an empty file; expected DICOM")
     with ExitStack() as stack:
         with explained(name, "corrupt or truncated, its levels cannot be read; copy or export the slide again"):
             slide = stack.enter_context(WsiDicom.open(source.paths, settings=SETTINGS))

@@ -1,7 +1,6 @@
 """NIfTI volumes (.nii, .nii.gz): the axes are columns, rows, slices and, if there are four, bands."""
 
 import gzip
-import logging
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,6 @@ from cairn.images.image import Image, RawLayout, Values, Window
 from cairn.images.reading import NO_ROOM, explained
 from cairn.images.source import ImageSource
 
-# What it logs about an odd header reaches the user as an ImageError, or is of no consequence.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
-
 NOT_NIFTI = "is not NIfTI, its header cannot be read; expected the file to be what its suffix says"
 SPARE_BYTES = 16 << 20  # extensions and padding after the pixels
 CLASSES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the header's own size, its first field
@@ -34,8 +30,6 @@ def open_nifti(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     """
     _ = raw
     name, path = source.name, source.paths[0]
-    if source.raw_bytes == 0:
-        raise ImageError(f"{name}: found an empty file; expected a NIfTI volume")
     with ExitStack() as stack:
         with explained(name):
             file: BinaryIO = stack.enter_context(path.open("rb"))

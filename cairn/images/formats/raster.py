@@ -38,8 +38,6 @@ def open_raster(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     _ = raw
     name, path = source.name, source.paths[0]
     expected = SUFFIXES[path.suffix.lower()]
-    if source.raw_bytes == 0:
-        raise ImageError(f"{name}: found an empty file; expected a {expected}")
     with explained(
         name, f"corrupt or not a {expected}, its header cannot be read; expected the file to be as its suffix"
     ):

@@ -4,7 +4,6 @@
 decoding the segments (strips or tiles) of those pages by hand, several at once where they are compressed.
 """
 
-import logging
 import os
 import struct
 from collections import defaultdict
@@ -24,9 +23,8 @@ from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
 from cairn.images.reading import explained, read_bytes, read_into
 from cairn.images.source import ImageSource
 
-# What it logs about a broken file reaches the user as one ImageError instead.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-
+# By type code; 13, 16, 17 and 18 are those of BigTIFF and SubIFDs.
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 DECODERS = min(4, os.cpu_count() or 1)  # threads; the codecs let go of the interpreter
 
 
@@ -87,37 +85,41 @@ def open_tiff(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
 
 
 def check_pages(file: BinaryIO, name: str) -> int:
-    """Count the pages by following the chain of directories, each of which must lie within the file.
+    """Count the pages by following the chain of directories, which must lie within the file with all that they name.
 
-    Readers stop at a broken link and would take the pages before it for all.
+    Readers stop at a broken link and take the pages before it for all; they leave out metadata that was cut off.
     """
     size = os.fstat(file.fileno()).st_size
-    if size == 0:
-        raise ImageError(f"{name}: found an empty file; expected a TIFF")
     head = os.pread(file.fileno(), 16, 0)
     order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
     version = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 4 else 0
     if version not in (42, 43) or len(head) < (8 if version == 42 else 16):
         raise ImageError(f"{name}: is not a TIFF; expected the file to be what its suffix says")
-    count_format, entry, link = (f"{order}H", 12, f"{order}I") if version == 42 else (f"{order}Q", 20, f"{order}Q")
+    # BigTIFF widens the fields: count of entries, an entry's tag, type, count and place, link to the next directory.
+    fields = ("H", "HHII", "I") if version == 42 else ("Q", "HHQQ", "Q")
+    counter, entry, link = (order + field for field in fields)
     at: int = struct.unpack_from(link, head, 4 if version == 42 else 8)[0]
     seen: set[int] = set()
     while at:
         if at in seen:
             raise ImageError(f"{name}: corrupt, its directories run in a circle; export it again")
         seen.add(at)
-        width = struct.calcsize(count_format)
-        field = os.pread(file.fileno(), width, at)
-        if at + width <= size:
-            entries = struct.unpack(count_format, field)[0]
-            after = at + width + entries * entry
-            last = os.pread(file.fileno(), struct.calcsize(link), after) if after < size else b""
-            if len(last) == struct.calcsize(link):
-                at = struct.unpack(link, last)[0]
-                continue
-        raise ImageError(
-            f"{name}: truncated, page {len(seen)} is described beyond the end of the file; copy or export it again"
-        )
+        start = at + struct.calcsize(counter)
+        entries = struct.unpack(counter, os.pread(file.fileno(), start - at, at))[0] if start <= size else 0
+        end = start + entries * struct.calcsize(entry)
+        after = end + struct.calcsize(link)
+        if start > size or after > size:
+            raise ImageError(
+                f"{name}: truncated, page {len(seen)} is described beyond the end of the file; copy or export it again"
+            )
+        directory = os.pread(file.fileno(), after - start, start)
+        for _, kind, count, place in struct.iter_unpack(entry, directory[: end - start]):
+            length = TYPE_BYTES.get(kind, 0) * count
+            if length > struct.calcsize(link) and place + length > size:
+                raise ImageError(
+                    f"{name}: truncated, page {len(seen)} has metadata beyond the file's end; copy or export it again"
+                )
+        at = struct.unpack(link, directory[end - start :])[0]
     if not seen:
         raise ImageError(f"{name}: found a TIFF without pages; expected at least one")
     return len(seen)
