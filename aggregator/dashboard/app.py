@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from aggregator.dashboard import assets, audits, maps, views, words
 from aggregator.dashboard.access import LIFETIME, Access, Session, open_tokens
-from aggregator.dashboard.guard import COOKIE, HEADERS, SecurityHeaders, SignedIn
+from aggregator.dashboard.guard import COOKIE, HEADERS, PLOTS_POLICY, SecurityHeaders, SignedIn
 from aggregator.database import reading
 from aggregator.store import BlobStore
 from cairn.errors import BadToken, CairnError
@@ -133,7 +133,7 @@ class Pages:
             merges = audits.merges(session, study=name)
         at_sites = [stage for stage in study.stages if stage.stage in views.AT_SITES]
         results = maps.read_results(study.results)
-        return self._page(
+        answer = self._page(
             request,
             "study.html",
             study=study,
@@ -146,6 +146,8 @@ class Pages:
             figures=maps.key_figures(results) if results else [],
             clusters=results.clusters if results else [],
         )
+        answer.headers["content-security-policy"] = PLOTS_POLICY
+        return answer
 
     def figure(self, request: Request) -> Response:
         """Answer with the data of one figure as JSON; its address carries the results' version, so it may be kept."""

@@ -14,23 +14,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aggregator.dashboard.access import Access
 
 COOKIE: Final = "cairn_session"
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'{scripts}; connect-src 'self'; img-src 'self' data:; style-src 'self'{styles}; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+STRICT_POLICY: Final = _POLICY.format(scripts="", styles="")
+PLOTS_POLICY: Final = _POLICY.format(
+    # Plotly compiles its WebGL drawing from text that it makes itself, sets style attributes on its marks, and adds one
+    # empty style element (the hash is that of an empty text), which it fills through the object model.
+    scripts=" 'unsafe-eval'",
+    styles=" 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; style-src-attr 'unsafe-inline'",
+)
 HEADERS: Final = {
-    # No inline script, no eval, nothing from elsewhere. Plotly sets style attributes on the marks that it draws, and adds
-    # one empty style element (hence the hash of an empty text) that it fills through the object model.
-    "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; style-src-attr 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "content-security-policy": STRICT_POLICY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
 }
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer; what does not say how long it may be kept is not kept at all."""
+    """Adds to every answer the headers that it does not bring itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,8 +50,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("cache-control", "no-store")
+                    headers.setdefault(name, value)
                 if scope["scheme"] == "https":
                     headers["strict-transport-security"] = "max-age=31536000"
             await send(message)

@@ -167,8 +167,8 @@ def markers(profiles: Floats, names: Sequence[str], bands: Sequence[str]) -> Jso
             }
         ],
         "layout": {
-            "xaxis": {"tickangle": -60, "showgrid": False, "dtick": 1},
-            "yaxis": {"autorange": "reversed", "showgrid": False, "dtick": 1},
-            "margin": {"l": 90, "r": 12, "t": 12, "b": 90},
+            "xaxis": {"tickangle": -60, "showgrid": False, "dtick": 1, "automargin": True},
+            "yaxis": {"autorange": "reversed", "showgrid": False, "dtick": 1, "automargin": True},
+            "margin": {"l": 40, "r": 12, "t": 12, "b": 40},
         },
     }

@@ -33,10 +33,11 @@ def ago(moment: datetime, now: datetime) -> str:
     passed = now - moment
     if passed < timedelta(minutes=1):
         return "just now"
-    for unit, span in (("min", timedelta(minutes=1)), ("h", timedelta(hours=1)), ("d", timedelta(days=1))):
-        if passed < 100 * span or unit == "d":
-            return f"{passed // span}{_THIN}{unit} ago"
-    raise AssertionError("unreachable: days take any time")
+    if passed < timedelta(minutes=90):
+        return f"{passed // timedelta(minutes=1)}{_THIN}min ago"
+    if passed < timedelta(hours=48):
+        return f"{passed // timedelta(hours=1)}{_THIN}h ago"
+    return f"{passed.days}{_THIN}d ago"
 
 
 def short(text: object) -> str:

@@ -18,6 +18,15 @@
     return new ARRAYS[typed.dtype](bytes.buffer);
   }
 
+  // Plotly is large: it comes after the page is there, and only when there is a map to draw.
+  let plotly = null;
+  const library = () => plotly ??= new Promise((resolve, reject) => {
+    const script = Object.assign(document.createElement("script"), { src: version().dataset.plotly });
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", () => { plotly = null; reject(new Error("Plotly did not load")); });
+    document.head.append(script);
+  });
+
   async function get(figure, extra = "") {
     const where = version().dataset;
     const answer = await fetch(`/studies/${where.name}/${figure}.json?v=${where.version}${extra}`, { credentials: "same-origin" });
@@ -100,7 +109,7 @@
   }
 
   async function drawMap() {
-    const figure = await get("embedding");
+    const [figure] = await Promise.all([get("embedding"), library()]);
     const trace = figure.data[0];
     points = {
       count: read(figure.count), digits: read(figure.digits), cluster: read(figure.cluster),
