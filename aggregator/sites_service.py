@@ -94,13 +94,13 @@ class SitesService(operations_pb2_grpc.SitesServicer):
 
 def list_sites(session: Session, now: datetime) -> list[operations_pb2.Site]:
     """Read what is known of every member, by name; also what the dashboard shows."""
-    received = dict(session.execute(select(Upload.site, func.sum(Upload.size)).group_by(Upload.site)).tuples())
+    received = dict(session.execute(select(Upload.site, func.sum(Upload.size)).group_by(Upload.site)))
     rows = session.execute(
         select(Member, Plan, Progress)
         .outerjoin(Plan, Plan.fingerprint == Member.working_fingerprint)
         .outerjoin(Progress, (Progress.plan == Plan.fingerprint) & (Progress.site == Member.name))
         .order_by(Member.name)
-    ).tuples()
+    )
     return [_site(member, plan, progress, int(received.get(member.name, 0)), now) for member, plan, progress in rows]
 
 

@@ -234,7 +234,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             return
         who = caller(context)
         if who.identity.role not in self._roles[service]:
-            raise WrongRole(f"a {who.identity.role} may not call {service}")
+            raise WrongRole(f"the role {who.identity.role} may not call {service}")
         self._admit(who)
         with self._lock:
             if self._open[who.identity] >= CALLS_EACH:
