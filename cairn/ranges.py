@@ -1,0 +1,113 @@
+"""Ranges: from the merged histograms, which pixels are tissue and what span each component's digits cover; DESIGN §5.2.
+
+The cut-off is that of Sketch and Scale (Wei, Ivkin, Braverman & Szalay 2020, arXiv 2011.06103): glass makes a narrow
+peak in the histogram of log intensity, and what is brighter than the peak by three half widths is tissue.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cairn.errors import PlanError, StudyError
+from cairn.pixels import UNIT_BINS, intensity_edges
+
+Counts = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
+
+HALF_WIDTHS = 3
+MIN_FOREGROUND = 0.05  # of the pixels that are not zero
+SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # bins; levels are whole numbers, so dark bins are a comb
+CONSTANT_BINS = 2  # of 512; a component within so few is taken for constant
+CONSTANT_WIDTH = 4.0  # 2 bins of 1/256 are then under half a digit at radix 256: the digit is 0 for every pixel
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What the counts stage needs to know of the histograms.
+
+    min_norm          foreground is ‖p‖ > min_norm
+    low, high         float64[D]
+    foreground        share of the pixels that are not zero which is foreground
+    said              one sentence for people: how the cut-off was found
+    """
+
+    min_norm: float
+    low: Vector
+    high: Vector
+    foreground: float
+    said: str
+
+
+def ranges(tables: Mapping[str, Counts], quantile: float = 0.01, min_foreground: float = MIN_FOREGROUND) -> Ranges:
+    """Find the cut-off, and each component's range over the foreground.
+
+    tables          "unit" int64[D, INTENSITY_BINS, UNIT_BINS] of a ranges tally, merged or not
+    quantile        share of the foreground that may lie beyond each end, ≥ 0 and < 0.5; 0 for minimum to maximum
+    min_foreground  where the rule leaves less than this share of the pixels that are not zero, all of those are kept
+    Raises StudyError when every pixel is zero.
+    """
+    unit = tables["unit"]
+    if not 0 <= quantile < 0.5:
+        raise PlanError(f"a quantile of {quantile} was given for the ranges; it must be at least 0 and under 0.5")
+    intensity = unit[0].sum(axis=1)
+    total = int(intensity.sum())
+    if total <= 0:
+        raise StudyError("every pixel at every site is zero; check the plan's offset and scale against the images")
+    first = _cut_off_bin(intensity)
+    share = int(intensity[first:].sum()) / total
+    if share < min_foreground:
+        said = (
+            f"the cut-off by the glass peak would keep {share:.1%} of the pixels that are not zero, under "
+            f"{min_foreground:.1%}; there seems to be no glass, so all that are not zero are kept"
+        )
+        first, share, min_norm = 0, 1.0, 0.0
+    else:
+        # Just under the bin's edge, so that a norm on the edge is foreground, as the histogram has it.
+        min_norm = float(np.nextafter(intensity_edges()[first], 0))
+        said = f"the cut-off by the glass peak keeps {share:.1%} of the pixels that are not zero"
+    low, high = _spans(unit[:, first:].sum(axis=1), quantile)
+    return Ranges(min_norm, low, high, share, said)
+
+
+def _cut_off_bin(intensity: Counts) -> int:
+    """Return the first bin over mode + 3·(half width at half maximum) of the density of log intensity.
+
+    The narrower side's half width is taken: tissue widens the peak on one side, few counts on the other. At least one
+    bin over the mode.
+    """
+    edges = np.log2(intensity_edges())
+    width = np.diff(np.append(edges, edges[-1] + edges[-1] - edges[-2]))
+    density = np.convolve(intensity / width, SMOOTHING, mode="same")
+    centre = edges + width / 2
+    mode = int(np.argmax(density))
+    left = centre[mode] - _crossing(centre[mode::-1], density[mode::-1])
+    right = _crossing(centre[mode:], density[mode:]) - centre[mode]
+    cut = centre[mode] + HALF_WIDTHS * min(left, right)
+    return max(int(np.argmin(np.abs(edges - cut))), min(mode + 1, len(edges) - 1))
+
+
+def _crossing(at: Vector, density: Vector) -> float:
+    """Return where a density, walked away from its mode, first falls to half, between bins by a straight line."""
+    half = density[0] / 2
+    below = np.flatnonzero(density <= half)
+    if not len(below):
+        return float(at[-1])
+    i = int(below[0])
+    share = (density[i - 1] - half) / (density[i - 1] - density[i])
+    return float(at[i - 1] + share * (at[i] - at[i - 1]))
+
+
+def _spans(histograms: Counts, quantile: float) -> tuple[Vector, Vector]:
+    """Return low and high of each component's histogram int64[D, UNIT_BINS], as bins' edges."""
+    edges = np.linspace(-1, 1, UNIT_BINS + 1)
+    low, high = np.empty(len(histograms)), np.empty(len(histograms))
+    for d, histogram in enumerate(histograms):
+        beyond = int(quantile * int(histogram.sum()))
+        first = int(np.searchsorted(np.cumsum(histogram), beyond, side="right"))
+        last = UNIT_BINS - 1 - int(np.searchsorted(np.cumsum(histogram[::-1]), beyond, side="right"))
+        low[d], high[d] = edges[first], edges[last + 1]
+        if last - first < CONSTANT_BINS:
+            high[d] = low[d] + CONSTANT_WIDTH
+    return low, high
