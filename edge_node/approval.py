@@ -1,14 +1,21 @@
-"""What this site takes part in: the only place that says yes to a plan."""
+"""What this site takes part in: the only place that says yes to a plan, and the plans on offer with the answers."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from cairn.errors import PlanNotApproved
-from cairn.plan import Plan
+from cairn import codec
+from cairn.errors import CairnError, IdentityError, PlanError, PlanNotApproved
+from cairn.plan import Plan, fingerprint
 from cairn.rpc import NAME
+from edge_node.audit import AuditLog, Departure
+from edge_node.status import Log
+
+Reason = str | None
 
 
-def approve(plan: Plan, fingerprint: bytes, studies: Sequence[str], fingerprints: Sequence[str]) -> None:
+def approve(plan: Plan, of: bytes, studies: Sequence[str], fingerprints: Sequence[str]) -> None:
     """Let a plan pass when its study's name fits a pattern or its fingerprint is listed.
 
     studies       patterns as of file names: tumour-*
@@ -17,9 +24,110 @@ def approve(plan: Plan, fingerprint: bytes, studies: Sequence[str], fingerprints
     """
     if not NAME.fullmatch(plan.study):
         raise PlanNotApproved("the study's name is not made of a-z, 0-9 and - alone; publish it under another name")
-    if fingerprint.hex() in fingerprints or any(fnmatchcase(plan.study, pattern) for pattern in studies):
+    if of.hex() in fingerprints or any(fnmatchcase(plan.study, pattern) for pattern in studies):
         return
     raise PlanNotApproved(
         f"this site has not approved study {plan.study}, stage {plan.stage.stage} "
-        f"(plan {fingerprint.hex()[:12]}…); its settings name what it takes part in"
+        f"(plan {of.hex()[:12]}…); its settings name what it takes part in"
     )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A plan on offer and this site's answer to it.
+
+    plan      None when this version cannot read it
+    reason    why the site does not take part, None when it does
+    answered  the aggregator has heard it
+    final     no new image can change the answer
+    """
+
+    fingerprint: bytes
+    plan: Plan | None
+    reason: Reason
+    answered: bool = False
+    final: bool = False
+
+
+class Offers:
+    """The open plans as the aggregator last listed them.
+
+    judge   says why the site does not take part in a plan, None when it does
+    answer  tells the aggregator; raises CairnError
+    """
+
+    def __init__(
+        self,
+        judge: Callable[[Plan, bytes], Reason],
+        answer: Callable[[bytes, Reason], None],
+        audit_log: AuditLog,
+        log: Log,
+    ) -> None:
+        self._judge = judge
+        self._answer = answer
+        self._audit = audit_log
+        self._log = log
+        self._lock = threading.RLock()
+        self._offers: dict[bytes, Offer] = {}
+
+    def take(self, published: Sequence[bytes]) -> None:
+        """Take the list of open plans as it is now. Raises IdentityError when the answers are not heard for that."""
+        with self._lock:
+            before, self._offers = self._offers, {}
+            for data in published:
+                of = fingerprint(data)
+                self._offers[of] = before.get(of) or self._first_sight(data, of)
+            self._tell()
+
+    def reconsider(self) -> None:
+        """Judge the refused plans again, as images may have arrived, and repeat answers that were not heard."""
+        with self._lock:
+            for of, offer in self._offers.items():
+                if offer.plan and offer.reason is not None and not offer.final:
+                    reason = self._judge(offer.plan, of)
+                    if reason != offer.reason:
+                        self._offers[of] = replace(offer, reason=reason, answered=False)
+            self._tell()
+
+    def refuse(self, of: bytes, reason: str) -> None:
+        """Take back an acceptance for good, since the work showed that the site has nothing for the plan."""
+        with self._lock:
+            if of in self._offers:
+                self._offers[of] = replace(self._offers[of], reason=reason, answered=False, final=True)
+                self._tell()
+
+    def listed(self) -> list[Offer]:
+        """List what is on offer, in the aggregator's order."""
+        with self._lock:
+            return list(self._offers.values())
+
+    def open(self, of: bytes) -> bool:
+        """Tell whether a plan is on offer still."""
+        return of in self._offers
+
+    def _first_sight(self, data: bytes, of: bytes) -> Offer:
+        try:
+            plan = codec.decode_plan(data)
+        except PlanError as error:
+            return Offer(of, None, str(error), final=True)
+        return Offer(of, plan, self._judge(plan, of))
+
+    def _tell(self) -> None:
+        for of, offer in self._offers.items():
+            if offer.answered:
+                continue
+            stage = offer.plan.stage.stage if offer.plan else ""
+            study, window = (offer.plan.study, offer.plan.window) if offer.plan else ("", 0)
+            what = "takes part" if offer.reason is None else f"does not take part: {offer.reason}"
+            try:
+                self._audit.append_once(
+                    Departure("answer", what, study, stage, window, len(what.encode()), "", of.hex())
+                )
+                self._answer(of, offer.reason)
+            except IdentityError:
+                raise
+            except (CairnError, OSError) as error:
+                self._log.warning("answer not given", plan=of.hex(), kind=type(error).__name__)
+                return  # the next change or rescan repeats it
+            self._offers[of] = replace(offer, answered=True)
+            self._log.info("plan answered", study=study, stage=stage, plan=of.hex(), accepted=offer.reason is None)

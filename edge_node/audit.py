@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Literal
 
 FIRST = "0" * 64
-Event = Literal["answer", "tally", "acknowledged", "progress"]
+Event = Literal["answer", "tally", "acknowledged", "report"]
 
 
 @dataclass(frozen=True)
 class Departure:
     """Something that left, or is about to.
 
-    event    answer: accepted or refused a plan · tally: its bytes are about to be sent · acknowledged: the aggregator
-             has all of it · progress: the reports of work done on a plan
+    event    answer: the site takes part in a plan or not · tally: its bytes are about to be sent · acknowledged: the
+             aggregator has all of it · report: numbers of files and pixels done, and kinds of problems; one line for
+             all reports of a plan with the same problems, with the first one's size and digest
     what     one sentence or word for a person
     size     bytes
     digest   SHA-256 of what left, hexadecimal; empty for an answer
@@ -85,6 +86,12 @@ class AuditLog:
             self._size += len(text) + 1
             self._last = hashlib.sha256(text).hexdigest()
             return line
+
+    def append_once(self, departure: Departure) -> None:
+        """Write a line unless one with the same event, plan, digest and words is there, from before a restart."""
+        key = (departure.event, departure.plan, departure.digest, departure.what)
+        if all((line.event, line.plan, line.digest, line.what) != key for line in read(self.path)):
+            self.append(departure)
 
     def close(self) -> None:
         """Let go of the file."""

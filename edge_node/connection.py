@@ -1,8 +1,11 @@
 """The one connection to the aggregator, always opened from here: watch what is wanted, answer, report."""
 
+import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,15 +14,48 @@ from cryptography import x509
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set
 
 from cairn import __version__, enrolment
-from cairn.errors import CairnError, IdentityError, Unreachable
-from cairn.rpc import errors_from_wire, mtls_channel
+from cairn.errors import CairnError, IdentityError, NotEnrolled, Unreachable
+from cairn.files import write_atomically
+from cairn.rpc import certificate_identity, errors_from_wire, mtls_channel
 from cairn.v1 import plans_pb2, plans_pb2_grpc
-from edge_node.status import Board, Log
+from edge_node.audit import AuditLog, Departure
+from edge_node.status import Board, Log, Work, for_aggregator
 from edge_node.uplink import Pace, backoff
 
 WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also when the certificate is looked at
 CALL_S = 20.0
-Offered = Callable[[Sequence[bytes]], None]
+REPORT_S = 1.0  # at most one report in this time
+Offered = Callable[[Sequence[bytes], bool], None]
+AGGREGATOR = "aggregator.json"
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """Who this site is by its certificate, until when, and where its aggregator is."""
+
+    site: str
+    federation: str
+    address: str
+    expires: datetime
+
+
+def keep_address(identity: Path, address: str) -> None:
+    """Keep the aggregator's address, host:port, beside the certificate."""
+    with write_atomically(identity / AGGREGATOR) as file:
+        file.write(json.dumps({"address": address}).encode())
+
+
+def read_enrolled(identity: Path) -> Enrolled:
+    """Read what enrolment left in a folder. Raises NotEnrolled."""
+    try:
+        address = json.loads((identity / AGGREGATOR).read_bytes())["address"]
+        certificate = x509.load_pem_x509_certificate(enrolment.tls_files(identity).certificate.read_bytes())
+    except (OSError, ValueError, KeyError) as error:
+        raise NotEnrolled(
+            "this site is not enrolled; run `cairn edge enrol --invitation FILE --config site.toml` first"
+        ) from error
+    who = certificate_identity(certificate)
+    return Enrolled(who.name, who.federation, address, certificate.not_valid_after_utc)
 
 
 class Connection:
@@ -52,7 +88,8 @@ class Connection:
     def watch(self, offered: Offered) -> None:
         """Keep watching until `stop` is set, through restarts of the aggregator and of the network.
 
-        offered  called with the published bytes of all open plans, at once after connecting and at every change
+        offered  called with the published bytes of all open plans, at once after connecting (then with True) and at
+                 every change (with False)
         Raises IdentityError when this site is not admitted (any more).
         """
         for attempt in Retrying(
@@ -83,10 +120,12 @@ class Connection:
             stream = plans_pb2_grpc.PlansStub(self._channel).Watch(
                 plans_pb2.WatchRequest(version=__version__), timeout=WATCH.total_seconds()
             )
+            first = True
             for response in stream:
                 self._failures = 0
                 self._board.connection("connected")
-                offered([offer.plan for offer in response.offers])
+                offered([offer.plan for offer in response.offers], first)
+                first = False
         raise Unreachable("the aggregator ended the stream, as it does when it stops")
 
     def _renew(self) -> None:
@@ -118,6 +157,60 @@ class Connection:
             self._board.connection("away", f"{error}; trying again in {max(1, round(seconds))} s")
             self._log.warning("not connected", kind=type(error).__name__, retry_in_seconds=round(seconds, 1))
         return seconds
+
+
+class Reports:
+    """Tells the aggregator how far the work is: numbers of files and pixels, kinds of problems, nothing else."""
+
+    def __init__(self, send: Callable[[plans_pb2.ReportRequest], None], board: Board, audit_log: AuditLog) -> None:
+        self._send = send
+        self._board = board
+        self._audit = audit_log
+        self._last = plans_pb2.ReportRequest()
+        self._lock = threading.Lock()
+
+    def run(self, stop: threading.Event) -> None:
+        """Report at most once in a second, and only what has changed, until `stop` is set. Raises IdentityError."""
+        while not stop.wait(REPORT_S):
+            self.send()
+
+    def send(self) -> None:
+        """Report now if something has changed; when that fails, the next one tells as much. Raises IdentityError."""
+        now = self._board.snapshot()
+        request = plans_pb2.ReportRequest(problems=for_aggregator(now.problems))
+        if now.work:
+            request.fingerprint = now.work.fingerprint
+            request.pixels_done, request.pixels_total = max(0, now.work.pixels_done), now.work.pixels_total
+            request.files_done, request.files_total = now.work.files_done, now.work.files_total
+            request.raw_bytes = now.work.raw_bytes
+        with self._lock:
+            if request == self._last or now.connection != "connected":
+                return
+            try:
+                self._note(request, now.work)
+                self._send(request)
+            except IdentityError:
+                raise
+            except (CairnError, OSError):
+                return
+            self._last = request
+
+    def _note(self, request: plans_pb2.ReportRequest, work: Work | None) -> None:
+        if (request.fingerprint, request.problems) == (self._last.fingerprint, self._last.problems):
+            return
+        data = request.SerializeToString()
+        self._audit.append(
+            Departure(
+                event="report",
+                what="numbers of files and pixels" + (f"; {'; '.join(request.problems)}" if request.problems else ""),
+                study=work.study if work else "",
+                stage=work.stage if work else "",
+                window=work.window if work else 0,
+                size=len(data),
+                digest=hashlib.sha256(data).hexdigest(),
+                plan=request.fingerprint.hex(),
+            )
+        )
 
 
 def _may_pass(error: BaseException) -> bool:

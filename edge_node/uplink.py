@@ -210,11 +210,8 @@ class Uplink:
         return seconds
 
     def _note(self, event: audit.Event, delivery: _Delivery) -> None:
-        """Write to the audit log, once for each event of a tally however often the service was killed between."""
-        sealed, digest, plan = delivery.sealed, delivery.digest.hex(), delivery.sealed.fingerprint.hex()
-        if any((line.event, line.plan, line.digest) == (event, plan, digest) for line in audit.read(self._audit.path)):
-            return
-        self._audit.append(
+        sealed = delivery.sealed
+        self._audit.append_once(
             audit.Departure(
                 event=event,
                 what=f"tally of {sealed.stage}",
@@ -222,7 +219,7 @@ class Uplink:
                 stage=sealed.stage,
                 window=sealed.window,
                 size=delivery.size,
-                digest=digest,
-                plan=plan,
+                digest=delivery.digest.hex(),
+                plan=sealed.fingerprint.hex(),
             )
         )

@@ -114,6 +114,7 @@ def serve(site: Site, listen: str) -> Iterator[str]:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, int(port)))
+            listening.listen()
         except OSError as error:
             raise ConfigError(f"{listen} is in use; set local.page to another port, or to 127.0.0.1:0") from error
         app = make_app(site)

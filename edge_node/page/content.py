@@ -59,7 +59,7 @@ def departures(path: Path) -> Callable[[], tuple[list[Line], int]]:
                         break
                     seen.append(Line(**json.loads(raw)))
                     offset += len(raw)
-        return seen[::-1], sum(line.size for line in seen if line.event in {"tally", "progress"})
+        return seen[::-1], sum(line.size for line in seen if line.event != "acknowledged")
 
     return read
 
@@ -74,7 +74,7 @@ def label_pictures(folder: Path) -> list[Picture]:
         study = below.parts[0]
         if study not in legends:
             legends[study] = _legend(folder / study / LEGEND)
-        name = Path(*below.parts[1:]).with_suffix("").as_posix()
+        name = Path(*below.parts[1:]).as_posix().removesuffix(".png")
         pictures.append(
             Picture(below.as_posix(), study, name, datetime.fromtimestamp(made).astimezone(), legends[study])
         )

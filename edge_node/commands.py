@@ -1,0 +1,148 @@
+"""`cairn edge …`: enrol the site, check it, run it, look at it, try a count without an aggregator."""
+
+import json
+import signal
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cairn import codec, enrolment, invitation
+from cairn.errors import BadToken, ConfigError
+from cairn.plan import fingerprint
+from edge_node.settings import load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="A hospital's side: counts images where they are and sends tables of integers.\n\n"
+    "Example: `cairn edge enrol --invitation invitation.txt --config site.toml`, then "
+    "`cairn edge check --config site.toml` and `cairn edge run --config site.toml`",
+)
+Config = Annotated[Path, typer.Option("--config", help="The site's settings, site.toml.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def enrol(
+    config: Config,
+    invited: Annotated[
+        str,
+        typer.Option("--invitation", help="The invitation: a file, or the line of text.", show_default=False),
+    ],
+) -> None:
+    """Join a federation: make a key here and have it certified.
+
+    Example: `cairn edge enrol --invitation invitation.txt --config site.toml`
+    """
+    from edge_node.connection import keep_address, read_enrolled  # noqa: PLC0415 - each command loads what it needs
+
+    settings = load_settings(config)
+    wanted = invitation.parse(_text_of(invited))
+    if wanted.role != "site":
+        raise BadToken(f"this invitation is for an {wanted.role}; ask for one for a site")
+    enrolment.enrol(wanted, settings.identity_folder)
+    keep_address(settings.identity_folder, wanted.address)
+    who = read_enrolled(settings.identity_folder)
+    typer.echo(f"enrolled as {who.site} in {who.federation}, until {who.expires:%Y-%m-%d}")
+
+
+@app.command()
+def check(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT002 - typer's flag
+    """Print the settings as understood, the images found, the aggregator's answer, and what the site would do.
+
+    Ends with exit code 1 when something keeps the site from working. Example: `cairn edge check --config site.toml`
+    """
+    from edge_node.checking import check_site  # noqa: PLC0415
+
+    report = check_site(load_settings(config), datetime.now(UTC))
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        report.show(Console())
+    if report.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(config: Config) -> None:
+    """Run the site's service until it is stopped by SIGTERM or Ctrl-C. The log goes to standard error, as JSON lines.
+
+    Example: `cairn edge run --config site.toml`
+    """
+    from edge_node.node import Node, alone  # noqa: PLC0415
+    from edge_node.status import make_log  # noqa: PLC0415
+
+    settings = load_settings(config)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with alone(settings.state_dir):
+        Node(settings, stop, make_log(sys.stderr)).run()
+
+
+@app.command()
+def status(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT002 - typer's flag
+    """Ask the running service how it stands. Example: `cairn edge status --config site.toml --json`."""
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
+
+    from edge_node.local_service import ask  # noqa: PLC0415
+
+    now = ask(load_settings(config).state_dir)
+    if as_json:
+        fields = MessageToDict(now, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        numbers = {key: int(value) for key, value in fields.items() if key in NUMBERS}  # int64 comes as text
+        typer.echo(json.dumps({**fields, **numbers}))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("site", f"{now.site} (Cairn {now.version})")
+    table.add_row("aggregator", "connected" if now.connected else "not connected")
+    share = f", {100 * now.pixels_done // now.pixels_total} %" if now.pixels_total else ""
+    table.add_row("works on", f"{now.working_on}{share}" if now.working_on else "nothing")
+    table.add_row("waiting", f"{now.outbox} sealed tallies")
+    table.add_row("sent", f"{now.bytes_sent:,} bytes since the start")
+    table.add_row("page", now.page)
+    for problem in now.problems:
+        table.add_row("problem", problem)
+    Console().print(table)
+
+
+NUMBERS = {"pixels_done", "pixels_total", "bytes_sent"}
+
+
+@app.command()
+def count(
+    config: Config,
+    plan: Annotated[Path, typer.Option(help="A published plan, as the aggregator's bytes.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the tally file goes.", show_default=False)],
+) -> None:
+    """Tally one plan over all images of the site, without an aggregator; nothing is sent.
+
+    Example: `cairn edge count --config site.toml --plan moments.plan --out moments.tally`
+    """
+    from edge_node.trial import count_offline  # noqa: PLC0415
+
+    settings = load_settings(config)
+    try:
+        published = plan.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{plan} cannot be read ({error.strerror}); name a published plan with --plan") from error
+    problems = count_offline(codec.decode_plan(published), fingerprint(published), settings, out)
+    for problem in problems:
+        typer.echo(f"left out: {problem.detail}", err=True)
+    typer.echo(f"{out} written, {out.stat().st_size:,} bytes")
+
+
+def _text_of(invited: str) -> str:
+    """Return an invitation's line, given itself or as the name of a file."""
+    if invited.lstrip().startswith(invitation.PREFIX):
+        return invited
+    try:
+        return Path(invited).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadToken(f"there is no readable invitation file {invited[:200]!r}; give the file or the line") from error
