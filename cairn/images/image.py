@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cairn.errors import ImageError
-from cairn.images.reading import NO_ROOM, explained, listed, read_into
+from cairn.images.reading import explained, listed, read_into, unpacking
 
 Values: TypeAlias = npt.NDArray[Any]
 BandMapping: TypeAlias = Mapping[str, str | int]
@@ -157,12 +157,12 @@ class Image:
         plane = self.height * self.width * itemsize
         rows = window_shape((1, self.width), (self.height, self.width), size, len(bands) * itemsize)
         with ExitStack() as stack:
-            with explained(self.name, NO_ROOM):
+            with unpacking(self.name):
                 file = stack.enter_context(tempfile.TemporaryFile())
             for z in range(self.depth):
                 for slot, band in enumerate(bands):
                     for tile in self._direct([band], 1, 1, z=z):
-                        with explained(self.name, NO_ROOM):
+                        with unpacking(self.name):
                             write_rows(file, slot * plane, tile, self.width)
                 for y, x, h, w in windows(self.height, self.width, rows):
                     out = np.empty((len(bands), h, w), self.dtype)

@@ -15,7 +15,7 @@ from pydicom.pixels.utils import pixel_array
 
 from cairn.errors import ImageError
 from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
-from cairn.images.reading import explained
+from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
 # Lossless JPEG and JPEG-LS, for which pydicom has no decoder of its own. PS3.5 annex A.4
@@ -72,7 +72,7 @@ def open_dicom(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         with explained(one.path.name):
             values = decoded(one).reshape(height, width, samples)
         part = values[at.y : at.y + at.h, at.x : at.x + at.w]
-        out = np.ascontiguousarray(np.stack([part[..., band] for band in bands]), dtype=dtype)
+        out = bands_first(part, bands).astype(dtype, copy=False)
         return out if plain else (out * dtype.type(one.slope) + dtype.type(one.intercept)).astype(dtype)
 
     yield Image(

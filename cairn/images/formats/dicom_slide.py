@@ -10,7 +10,7 @@ from wsidicom.config import Settings
 
 from cairn.errors import ImageError
 from cairn.images.image import Image, RawLayout, Values, Window
-from cairn.images.reading import explained
+from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
 # Tiles are read once, so a cache need only bridge neighbours; its default is 100 MB each.
@@ -50,7 +50,7 @@ def open_dicom_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
             }
             if colour:
                 values = slide.read_region(**where, path=paths[0], threads=1, as_array=True)
-                return np.ascontiguousarray(values.transpose(2, 0, 1)[list(wanted)], dtype=dtype)
+                return bands_first(values, wanted)
             out = np.empty((len(wanted), at.h, at.w), dtype)
             for slot, band in enumerate(wanted):
                 out[slot] = slide.read_region(**where, path=paths[band], threads=1, as_array=True).reshape(at.h, at.w)

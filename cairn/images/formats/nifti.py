@@ -13,7 +13,7 @@ from nibabel.fileholders import FileHolder
 
 from cairn.errors import ImageError
 from cairn.images.image import Image, RawLayout, Values, Window
-from cairn.images.reading import NO_ROOM, explained
+from cairn.images.reading import explained, unpacking
 from cairn.images.source import ImageSource
 
 NOT_NIFTI = "is not NIfTI, its header cannot be read; expected the file to be what its suffix says"
@@ -34,7 +34,7 @@ def open_nifti(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         with explained(name):
             file: BinaryIO = stack.enter_context(path.open("rb"))
         if path.suffix.lower() == ".gz":
-            with explained(name, NO_ROOM):
+            with unpacking(name):
                 file = stack.enter_context(unpacked(file, name))
         with explained(name, NOT_NIFTI):
             volume = volume_of(file)
@@ -99,7 +99,7 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
                 piece = stream.read(1 << 20)
             if not piece:
                 break
-            with explained(name, NO_ROOM):
+            with unpacking(name):
                 scratch.write(piece)
                 scratch.flush()
             if not limit:

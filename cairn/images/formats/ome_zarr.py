@@ -1,7 +1,9 @@
 """OME-Zarr 0.1 to 0.5 (zarr formats 2 and 3): level 0 of the first multiscale image."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
+READERS = min(4, os.cpu_count() or 1)  # threads
 MICROMETRES = {"meter": 1e6, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3}
 
 
@@ -42,41 +45,56 @@ def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         raise ImageError(f"{name}: found chunks of {chunks}; expected at most {CHUNK_BYTES >> 20} MiB each")
     deep = chunks.get("c", 1)
 
+    def one_chunk(job: tuple[int, list[tuple[int, int]], Window], at: Window, out: Values) -> None:
+        part, slots, cell = job
+        where = {
+            "t": 0,
+            "c": slice(part * deep, (part + 1) * deep),
+            "z": cell.z,
+            "y": slice(cell.y, cell.y + cell.h),
+            "x": slice(cell.x, cell.x + cell.w),
+        }
+        values = np.asarray(array[tuple(where[axis] for axis in axes)])
+        left = [axis for axis in axes if axis in "cyx"]  # in whatever order
+        if "c" not in left:
+            values, left = values[np.newaxis], ["c", *left]
+        values = values.transpose([left.index(axis) for axis in "cyx"])
+        y, x = cell.y - at.y, cell.x - at.x
+        for slot, band in slots:
+            out[slot, y : y + cell.h, x : x + cell.w] = values[band]
+
     def read(bands: Sequence[int], at: Window) -> Values:
         out = np.empty((len(bands), at.h, at.w), dtype)
         slots: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for slot, band in enumerate(bands):
             slots[band // deep].append((slot, band % deep))
-        for part, wanted in slots.items():
-            where = {
-                "t": 0,
-                "c": slice(part * deep, (part + 1) * deep),
-                "z": at.z,
-                "y": slice(at.y, at.y + at.h),
-                "x": slice(at.x, at.x + at.w),
-            }
-            values = np.asarray(array[tuple(where[axis] for axis in axes)])
-            # What is left of the axes may stand in any order.
-            left = [axis for axis in axes if axis in "cyx"]
-            if "c" not in left:
-                values, left = values[np.newaxis], ["c", *left]
-            values = values.transpose([left.index(axis) for axis in "cyx"])
-            for slot, band in wanted:
-                out[slot] = values[band]
+        cells = list(cells_of(at, (chunks["y"], chunks["x"])))
+        jobs = [(part, wanted, cell) for part, wanted in slots.items() for cell in cells]
+        # Several chunks in one call are quicker, but when one of them is broken zarr leaves the others' tasks behind.
+        list(pool.map(lambda job: one_chunk(job, at, out), jobs))
         return out
 
-    yield Image(
-        name=name,
-        bands=band_names(about, sizes.get("c", 1)),
-        depth=sizes.get("z", 1),
-        height=sizes["y"],
-        width=sizes["x"],
-        dtype=dtype,
-        pixel_size_um=size_um,
-        chunk=(chunks["y"], chunks["x"]),
-        read=read,
-        bands_apart=deep == 1,
-    )
+    with ThreadPoolExecutor(READERS) as pool:
+        yield Image(
+            name=name,
+            bands=band_names(about, sizes.get("c", 1)),
+            depth=sizes.get("z", 1),
+            height=sizes["y"],
+            width=sizes["x"],
+            dtype=dtype,
+            pixel_size_um=size_um,
+            chunk=(chunks["y"], chunks["x"]),
+            read=read,
+            bands_apart=deep == 1,
+        )
+
+
+def cells_of(at: Window, chunk: tuple[int, int]) -> Iterator[Window]:
+    """Cut a window along the chunk grid."""
+    for y in range(at.y // chunk[0] * chunk[0], at.y + at.h, chunk[0]):
+        for x in range(at.x // chunk[1] * chunk[1], at.x + at.w, chunk[1]):
+            top, left = max(y, at.y), max(x, at.x)
+            yield Window(at.z, top, left, min(y + chunk[0], at.y + at.h) - top, min(x + chunk[1], at.x + at.w) - left)
 
 
 def axis_names(scales: dict[str, Any], ndim: int) -> list[str]:

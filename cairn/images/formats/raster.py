@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from cairn.errors import ImageError
 from cairn.images.image import Image, RawLayout, Values, Window
-from cairn.images.reading import explained
+from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
 DECODED_BYTES = 128 << 20  # of one image; 44 megapixels in colour
@@ -77,7 +77,7 @@ def open_raster(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
 
     def read(wanted: Sequence[int], at: Window) -> Values:
         part = decoded()[at.y : at.y + at.h, at.x : at.x + at.w]
-        return np.ascontiguousarray(np.stack([part[..., band] for band in wanted]), dtype=dtype)
+        return bands_first(part, wanted).astype(dtype, copy=False)
 
     yield Image(
         name=name, bands=bands, height=height, width=width, dtype=dtype, chunk=(1, width), read=read, bands_apart=False

@@ -7,7 +7,7 @@ import numpy as np
 
 from cairn.errors import ImageError
 from cairn.images.image import Image, RawLayout, Values, Window
-from cairn.images.reading import explained, read_into
+from cairn.images.reading import bands_first, explained, read_into
 from cairn.images.source import ImageSource
 
 
@@ -30,14 +30,12 @@ def open_raw(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     dtype = stored.newbyteorder("=")
 
     def read(bands: Sequence[int], at: Window) -> Values:
-        out = np.empty((len(bands), at.h, at.w), dtype)
         columns = slice(at.x, at.x + at.w)
         if raw.bands_last:
             values = np.empty((at.h, raw.width, raw.bands), stored)
             read_into(file, at.y * row * raw.bands, values, name)
-            for slot, band in enumerate(bands):
-                out[slot] = values[:, columns, band]
-            return out
+            return bands_first(values[:, columns], bands)
+        out = np.empty((len(bands), at.h, at.w), dtype)
         plane = np.empty((at.h, raw.width), stored)
         for slot, band in enumerate(bands):
             read_into(file, (band * raw.height + at.y) * row, plane, name)

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from cairn.errors import ImageError
 from cairn.images.image import TILE, Image, RawLayout, Values, Window
-from cairn.images.reading import explained
+from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
 
@@ -37,7 +37,7 @@ def open_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         def read(bands: Sequence[int], at: Window) -> Values:
             part = slide.read_region((at.x, at.y), 0, (at.w, at.h))
             whole = np.asarray(Pillow.alpha_composite(blank.resize(part.size), part).convert("RGB"))
-            return np.ascontiguousarray(whole.transpose(2, 0, 1)[list(bands)])
+            return bands_first(whole, bands)
 
         yield Image(
             name=name,

@@ -20,7 +20,7 @@ from tifffile import TiffFile, TiffPage
 from cairn.errors import ImageError
 from cairn.images.formats.tiff_layout import Layout, layout_of
 from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
-from cairn.images.reading import explained, read_bytes, read_into
+from cairn.images.reading import bands_first, explained, read_bytes, read_into
 from cairn.images.source import ImageSource
 
 # By type code; 13, 16, 17 and 18 are those of BigTIFF and SubIFDs.
@@ -276,9 +276,13 @@ def fill(plane: Plane, part: tuple[slice, slice], slots: list[tuple[int, int]], 
 
 def place(values: Values, part: tuple[slice, slice], slots: list[tuple[int, int]], out: Values) -> None:
     """Lay decoded values[rows, columns, samples] into their part of the window; too few do not fit and raise."""
-    for slot, sample in slots:
-        target = out[slot][part]
-        cut = values[: target.shape[0], : target.shape[1], sample if values.shape[2] > 1 else 0]
-        if cut.shape != target.shape:  # an assignment would spread a single row over all
-            raise ValueError(f"{cut.shape} pixels decoded of {target.shape}")
-        target[...] = cut
+    shape = out[0][part].shape
+    cut = values[: shape[0], : shape[1]]
+    if cut.shape[:2] != shape:  # an assignment would spread a single row over all
+        raise ValueError(f"{cut.shape} pixels decoded of {shape}")
+    if values.shape[2] == 1:
+        for slot, _ in slots:
+            out[slot][part] = cut[..., 0]
+        return
+    for (slot, _), plane in zip(slots, bands_first(cut, [sample for _, sample in slots]), strict=True):
+        out[slot][part] = plane
