@@ -94,7 +94,7 @@ class SitesService(operations_pb2_grpc.SitesServicer):
 
 def list_sites(session: Session, now: datetime) -> list[operations_pb2.Site]:
     """Read what is known of every member, by name; also what the dashboard shows."""
-    received = dict(session.execute(select(Upload.site, func.sum(Upload.size)).group_by(Upload.site)))
+    received = dict(session.execute(select(Upload.site, func.sum(Upload.size)).group_by(Upload.site)).all())
     rows = session.execute(
         select(Member, Plan, Progress)
         .outerjoin(Plan, Plan.fingerprint == Member.working_fingerprint)
