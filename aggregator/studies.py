@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,14 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     ("embedding", "failed"): "failed",
     ("codebook", "failed"): "failed",
 }
+
+
+def as_state(text: str) -> State:
+    """Read a state from the database. Raises StudyError for one that this version does not know."""
+    found = next((state for state in get_args(State) if state == text), None)
+    if found is None:
+        raise StudyError(f"the study is in the state {text!r}, which this version does not know; update the aggregator")
+    return cast("State", found)
 
 
 def following(state: State, event: Event) -> State:

@@ -21,7 +21,7 @@ class StudySpec(BaseModel):
 
     pixel_offset: float = 0.0
     pixel_scale: float = Field(1.0, gt=0)
-    dimensions: int = Field(8, ge=1, le=16, description="components D of the projection")
+    dimensions: int = Field(8, ge=1, le=16, description="components D of the projection; at most one for each band")
     radix: int = Field(22, ge=2, le=256, description="bins per component")
     depth: int = Field(16, ge=1, le=64)
     width: int = Field(200_000, ge=2, le=2**26)
@@ -46,6 +46,26 @@ class StudySpec(BaseModel):
             raise ValueError(f"states name the bands {unknown}, which the study does not have")
         return self
 
+    @model_validator(mode="after")
+    def _bands_differ(self) -> "StudySpec":
+        twice = sorted({band for band in self.bands if self.bands.count(band) > 1})
+        if twice or not all(self.bands):
+            raise ValueError(f"every band needs a name of its own; given more than once or empty: {twice or ['']}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> "StudySpec":
+        if self.radix**self.components > 2**63:
+            raise ValueError(
+                f"{self.components} components of {self.radix} bins make keys of over 63 bits; ask for fewer of either"
+            )
+        return self
+
+    @property
+    def components(self) -> int:
+        """Components D of the projection that this study has: no more than bands."""
+        return min(self.dimensions, len(self.bands))
+
 
 def parse_spec(values: object) -> StudySpec:
     """Check a specification from outside. Raises PlanError with the first thing that is wrong."""
@@ -54,4 +74,4 @@ def parse_spec(values: object) -> StudySpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the study"
-        raise PlanError(f"{where}: {first['msg']}") from error
+        raise PlanError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
