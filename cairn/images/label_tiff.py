@@ -20,7 +20,7 @@ def write_tiff(path: Path, levels: Sequence[Level], about: Labels) -> None:
     stored: dict[str, Any] = {
         "dtype": np.uint8,
         "tile": (TILE, TILE),
-        "compression": "deflate",
+        "compression": "zlib",
         "photometric": "palette",
         "colormap": colours,
         "buffersize": 16 << 20,

@@ -69,7 +69,7 @@ class LabelWriter:
         tile  uint8[h, w], wholly within the image, each value with a name
         """
         depth, height, width = self._shape
-        h, w = tile.shape
+        h, w = tile.shape if tile.ndim == 2 else (height + 1, 0)
         if tile.dtype != np.uint8 or not (0 <= z < depth and 0 <= y <= height - h and 0 <= x <= width - w):
             raise ImageError(
                 f"{self._path.name}: labels {tile.dtype}{tile.shape} at slice {z}, row {y}, column {x} do not fit "
