@@ -81,10 +81,10 @@ class Sketch:
 def error_bound(table: npt.NDArray[np.int64], delta: float = 0.01) -> int:
     """Bound the error of an estimate, from the table as it is.
 
-    A row errs by more than t where another key's bucket content is over t: with probability p(t), the share of the
-    table's buckets over t. A median of R rows errs only where half of them do:
+    What else lies in a key's bucket is over t with probability p(t), the share of the table's buckets over t, and adds
+    or takes away with equal chance; a median of R rows errs only where half of them err to the same side:
 
-        Pr[|f̂(x) - f(x)| > t] ≤ (4p(1 - p))^(R/2) = δ        docs/MATHS.md, "The bound that is shown"
+        Pr[|f̂(x) - f(x)| > t] ≤ 2·Pr[Binomial(R, p(t)/2) ≥ R/2] ≤ δ       docs/MATHS.md, "The bound that is shown"
 
     table    int64[depth, width]
     delta    probability for one key, over 0 and under 1
@@ -92,7 +92,7 @@ def error_bound(table: npt.NDArray[np.int64], delta: float = 0.01) -> int:
     """
     if not 0 < delta < 1:
         raise PlanError(f"a probability of {delta} was given for the error bound; it must be over 0 and under 1")
-    share = (1 - math.sqrt(1 - delta ** (2 / len(table)))) / 2
+    share = _share(len(table), delta)
     size = np.abs(table).ravel()
     rank = min(size.size - 1, math.ceil((1 - share) * size.size))
     return int(np.partition(size, rank)[rank])
@@ -131,6 +131,16 @@ def suggest_for_top(k: int, keys: int) -> tuple[int, int]:
     delta = min(0.1, k / keys)
     width = COLUMNS_PER_KEY * min(k, keys)
     return min(_depth(delta), MAX_DEPTH), min(max(width, 2), MAX_WIDTH)
+
+
+def _share(depth: int, delta: float) -> float:
+    """Solve 2·Pr[Binomial(R, p/2) ≥ R/2] = δ for p, which may not pass 1, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        p = (low + high) / 4
+        tail = sum(math.comb(depth, i) * p**i * (1 - p) ** (depth - i) for i in range((depth + 1) // 2, depth + 1))
+        low, high = ((low + high) / 2, high) if 2 * tail <= delta else (low, (low + high) / 2)
+    return low
 
 
 def _depth(delta: float) -> int:
