@@ -162,7 +162,7 @@ def _open_plans(settings: SiteSettings, address: str) -> list[bytes]:
     with mtls_channel(address, enrolment.tls_files(settings.identity_folder)) as channel, errors_from_wire():
         stream = plans_pb2_grpc.PlansStub(channel).Watch(plans_pb2.WatchRequest(version=__version__), timeout=ANSWER_S)
         first = next(iter(stream))
-        stream.cancel()
+        stream.cancel()  # type: ignore[no-untyped-call]
         return [offer.plan for offer in first.offers]
 
 

@@ -125,14 +125,19 @@ def count(
 
     Example: `cairn edge count --config site.toml --plan moments.plan --out moments.tally`
     """
-    from edge_node.trial import count_offline  # noqa: PLC0415
+    from cairn import kernels  # noqa: PLC0415
+    from edge_node.status import Board  # noqa: PLC0415
+    from edge_node.worker import Job, count_offline  # noqa: PLC0415
 
     settings = load_settings(config)
     try:
         published = plan.read_bytes()
     except OSError as error:
         raise ConfigError(f"{plan} cannot be read ({error.strerror}); name a published plan with --plan") from error
-    problems = count_offline(codec.decode_plan(published), fingerprint(published), settings, out)
+    functions = kernels.load(settings.kernels)
+    job = Job(codec.decode_plan(published), fingerprint(published), settings, functions, Board(), lambda: False)
+    tally, problems = count_offline(job)
+    codec.write_tally(out, tally)
     for problem in problems:
         typer.echo(f"left out: {problem.detail}", err=True)
     typer.echo(f"{out} written, {out.stat().st_size:,} bytes")

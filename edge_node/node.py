@@ -151,8 +151,7 @@ class Node:
         return worker.lacking(plan, self._settings.images)
 
     def _work_on(self) -> None:
-        backend = "numba" if self._settings.backend == "auto" else self._settings.backend
-        functions = kernels.load(backend)
+        functions = kernels.load(self._settings.kernels)
         while not self._halt.is_set():
             wanted = [offer for offer in self._offers.listed() if offer.reason is None]
             offer = next((offer for offer in wanted if not self._outbox.find(offer.fingerprint)), None)
@@ -170,16 +169,18 @@ class Node:
         self._log.info("stage begins", study=plan.study, stage=stage, window=plan.window, plan=of.hex())
         try:
             counted = worker.count(
-                plan,
-                of,
-                self._settings,
-                functions,
-                self._board,
-                cancelled=lambda: self._halt.is_set() or not self._offers.open(of),
+                worker.Job(
+                    plan,
+                    of,
+                    self._settings,
+                    functions,
+                    self._board,
+                    cancelled=lambda: self._halt.is_set() or not self._offers.open(of),
+                )
             )
             self._reports.send()  # so that the aggregator knows the size of the images when the tally arrives
             self._outbox.seal(plan, counted)
-        except worker.Cancelled:
+        except worker.GivenUp:
             self._log.info("stage given up", study=plan.study, stage=stage, closed=not self._halt.is_set())
             return True
         except worker.NothingCountable as error:

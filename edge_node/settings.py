@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cairn.config import Settings, load
+from cairn.errors import ConfigError
 from cairn.images.image import RawLayout
 
 
@@ -111,6 +112,11 @@ class SiteSettings(Settings):
         return self.labels.folder or self.state_dir / "labels"
 
     @property
+    def kernels(self) -> Literal["numpy", "numba", "cupy"]:
+        """The backend that counts."""
+        return "numba" if self.backend == "auto" else self.backend
+
+    @property
     def identity_folder(self) -> Path:
         """Where the key and the certificate are."""
         return self.state_dir / "identity"
@@ -118,4 +124,10 @@ class SiteSettings(Settings):
 
 def load_settings(path: Path) -> SiteSettings:
     """Read site.toml. Raises ConfigError."""
-    return load(path, SiteSettings)
+    settings = load(path, SiteSettings)
+    if settings.labels_folder.resolve().is_relative_to(settings.images.folder.resolve()):
+        raise ConfigError(
+            f"label images would go to {settings.labels_folder}, inside images.folder, and be taken for images; "
+            "set labels.folder or state_dir to a place outside"
+        )
+    return settings

@@ -118,6 +118,11 @@ class Board:
                 done = self._work.pixels_done + pixels
                 self._work = replace(self._work, pixels_done=done, files_done=self._work.files_done + files)
 
+    def pixels_done(self) -> int:
+        """Return how many pixels of the present work are done."""
+        with self._lock:
+            return self._work.pixels_done if self._work else 0
+
     def plans(self, plans: Sequence[PlanNote]) -> None:
         """Say what is offered."""
         with self._lock:

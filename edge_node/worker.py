@@ -6,17 +6,21 @@ on. Reading runs in a thread of its own, a few tiles ahead of the counting.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from cairn.errors import ImageError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
+from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
-from cairn.plan import MomentsPlan, Plan, RangesPlan
-from edge_node.settings import Images
-from edge_node.status import Problem
-from edge_node.windows import Stamp
+from cairn.plan import CodebookPlan, MomentsPlan, Plan, RangesPlan
+from cairn.tally import Tally
+from edge_node.counting import Counter, Labelled
+from edge_node.labelling import label_images
+from edge_node.settings import Images, SiteSettings
+from edge_node.status import Board, Problem, Work, for_aggregator
+from edge_node.windows import Frozen, Stamp, Windows
 
 AHEAD = 3  # tiles that are read before they are counted
 LOOKED_AT = 20  # images that are opened before a plan is refused because none has its bands
@@ -26,8 +30,6 @@ GONE = "an image is not there any more"
 CHANGED = "an image changed after it was first seen, or while it was read"
 UNREADABLE = "an image could not be read"
 UNCOUNTABLE = "an image holds values that cannot be counted"
-
-Cancelled = Callable[[], bool]
 
 
 class GivenUp(Exception):
@@ -47,6 +49,28 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
+class Job:
+    """A plan to be worked, and with what.
+
+    fingerprint  of the plan, 32 bytes
+    board        is told of progress and problems
+    cancelled    tells whether to give up
+    """
+
+    plan: Plan
+    fingerprint: bytes
+    settings: SiteSettings
+    kernels: Kernels
+    board: Board
+    cancelled: Callable[[], bool]
+
+    @property
+    def levels(self) -> PixelLevels:
+        """How the plan makes levels of values, and with that its bands."""
+        return levels_of(self.plan)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """An image to be counted.
 
@@ -57,6 +81,9 @@ class Wanted:
     source: ImageSource
     stamp: Stamp
     pixels: int
+
+
+File = tuple[Frozen, ImageSource | None]
 
 
 def levels_of(plan: Plan) -> PixelLevels:
@@ -106,6 +133,14 @@ def check_bands(image: Image, plan: Plan) -> None:
         raise Unfit(f"an image lacks {', '.join(missing[:5])}{more}", details[0])
 
 
+def still_there(frozen: Frozen, source: ImageSource | None) -> ImageSource:
+    """Return a frozen image's source, as it was then. Raises Unfit."""
+    if source is None:
+        raise Unfit(GONE, f"{frozen.file}: is not there any more")
+    check_unchanged(source, frozen.stamp)
+    return source
+
+
 def check_unchanged(source: ImageSource, stamp: Stamp) -> None:
     """Refuse an image that is not as it was when its window was frozen. Raises Unfit."""
     try:
@@ -120,7 +155,7 @@ def check_unchanged(source: ImageSource, stamp: Stamp) -> None:
         )
 
 
-def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Iterator[Tile]:
+def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Generator[Tile]:
     """Read up to `depth` tiles ahead in a thread, so that reading and counting overlap. Raises what reading does."""
     waiting: queue.Queue[Tile | BaseException | None] = queue.Queue(depth)
     left = threading.Event()
@@ -152,3 +187,125 @@ def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Iterator[Tile]:
     finally:
         left.set()
         reader.join()
+
+
+def count(job: Job) -> Tally:
+    """Tally a plan over the images of its window, as they were when the window was frozen.
+
+    Raises GivenUp, NothingCountable; StorageFull or OSError when the site's disk fails; ImageError when the folder is
+    not there; StudyError when the record of the windows is damaged.
+    """
+    files = frozen_files(job)
+    tally, problems = count_files(job, files)
+    if files and len(problems) == len(files):
+        if all(problem.kind == GONE for problem in problems):
+            raise ImageError(f"not one of the window's {len(files)} images is there; is the folder mounted?")
+        raise NothingCountable(f"no image of this site can be counted: {'; '.join(for_aggregator(problems))}")
+    return tally
+
+
+def frozen_files(job: Job) -> list[File]:
+    """Freeze the plan's window if it is new, and pair the files that the plan covers with what is there now."""
+    plan, settings = job.plan, job.settings
+    windows = Windows(settings.state_dir / "windows" / f"{plan.study}.json")
+    if isinstance(plan.stage, MomentsPlan) and plan.window == 0:
+        windows.begin(job.fingerprint.hex())
+    sources = {source.id: source for source in find_images(settings.images.folder)}
+    stamps = {}
+    for source in sources.values():
+        with suppress(ImageError):  # gone since it was listed
+            stamps[source.id] = source.stamp()
+    windows.freeze(plan.window, stamps)
+    return [(frozen, sources.get(frozen.file)) for frozen in windows.files(plan.stage.stage, plan.window)]
+
+
+def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
+    """Tally a plan over given files; also returns why files were left out, which stands on the board too."""
+    plan, board = job.plan, job.board
+    scope = f"{plan.study}/{plan.stage.stage}"
+    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files))
+    board.work(work)
+    wanted, problems = survey(job, files)
+    board.problems(scope, problems)
+    pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
+    board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
+    counter = Counter(plan.stage, job.kernels, job.settings.threads)
+    for one in wanted:
+        try:
+            count_image(job, one, counter)
+        except Unfit as unfit:
+            problems.append(unfit.problem)
+            board.problems(scope, problems)
+        board.advance(0, files=1)
+    return Tally(job.fingerprint, counter.tables()), problems
+
+
+def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]]:
+    """Open every image once, for its size and its bands, before the first pixel is counted."""
+    wanted, problems = [], []
+    for frozen, source in files:
+        if job.cancelled():
+            raise GivenUp
+        try:
+            source = still_there(frozen, source)
+            with opened(source, job.settings.images) as image:
+                check_bands(image, job.plan)
+                wanted.append(Wanted(source, frozen.stamp, image.height * image.width * image.depth))
+        except Unfit as unfit:
+            problems.append(unfit.problem)
+    return wanted, problems
+
+
+def count_image(job: Job, one: Wanted, counter: Counter) -> None:
+    """Count one image wholly or not at all. Raises Unfit, GivenUp; StorageFull when its label image has no room."""
+    before = job.board.pixels_done()
+    try:
+        check_unchanged(one.source, one.stamp)
+        with (
+            counter.image(),
+            opened(one.source, job.settings.images) as image,
+            closing(ahead(image.tiles(job.levels.bands))) as tiles,
+            labelled(job, one.source, image) as take_labels,
+        ):
+            try:
+                counter.add(watched(job, tiles), take_labels)
+            except ImageError as error:
+                raise Unfit(UNCOUNTABLE, f"{one.source.id}: {error}") from error
+            check_unchanged(one.source, one.stamp)
+    except BaseException:
+        job.board.advance(before - job.board.pixels_done())
+        raise
+
+
+@contextmanager
+def labelled(job: Job, source: ImageSource, image: Image) -> Iterator[Labelled | None]:
+    """Write the image's labels in the codebook stage; they appear when the block ends well."""
+    stage = job.plan.stage
+    if not isinstance(stage, CodebookPlan):
+        yield None
+        return
+    path = job.settings.labels_folder / job.plan.study / source.id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with label_images(path.parent, path.name, image, stage) as take_labels:
+        yield take_labels
+
+
+def watched(job: Job, tiles: Iterator[Tile]) -> Iterator[Tile]:
+    """Pass tiles on, count them as done, and give up when it is time. Raises Unfit when they cannot be read."""
+    try:
+        for tile in tiles:
+            if job.cancelled():
+                raise GivenUp
+            yield tile
+            job.board.advance(tile.values[0].size)
+    except ImageError as error:
+        raise Unfit(UNREADABLE, str(error)) from error
+
+
+def count_offline(job: Job) -> tuple[Tally, list[Problem]]:
+    """Tally a plan over all images of the folder as they are now, whatever their windows. Raises as `count` does."""
+    files: list[File] = []
+    for source in find_images(job.settings.images.folder):
+        with suppress(ImageError):
+            files.append((Frozen(source.id, source.stamp(), job.plan.window), source))
+    return count_files(job, files)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edge_node.audit import Line
 
-LEGEND = "legend.json"
 STAGES = {
     "moments": "sums and products of the bands' values over all pixels",
     "ranges": "histograms of brightness and colour direction",
@@ -17,14 +16,6 @@ STAGES = {
     "recovery": "exact counts of the kinds that the federation already found",
     "codebook": "pixel counts and mean values of each cluster",
 }
-
-
-@dataclass(frozen=True)
-class State:
-    """A named tissue state and its colour in the pictures."""
-
-    name: str
-    colour: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,6 @@ class Picture:
     study: str
     name: str
     made: datetime
-    legend: tuple[State, ...]
 
 
 def departures(path: Path) -> Callable[[], tuple[list[Line], int]]:
@@ -67,17 +57,12 @@ def departures(path: Path) -> Callable[[], tuple[list[Line], int]]:
 def label_pictures(folder: Path) -> list[Picture]:
     """List the pictures of label images, newest first."""
     found = [(path.stat().st_mtime, path) for path in _pngs(folder)]
-    legends: dict[str, tuple[State, ...]] = {}
     pictures = []
     for made, path in sorted(found, key=lambda one: (-one[0], one[1])):
         below = path.relative_to(folder)
         study = below.parts[0]
-        if study not in legends:
-            legends[study] = _legend(folder / study / LEGEND)
-        name = Path(*below.parts[1:]).as_posix().removesuffix(".png")
-        pictures.append(
-            Picture(below.as_posix(), study, name, datetime.fromtimestamp(made).astimezone(), legends[study])
-        )
+        name = Path(*below.parts[1:]).as_posix().removesuffix(".png").removesuffix(".states")
+        pictures.append(Picture(below.as_posix(), study, name, datetime.fromtimestamp(made).astimezone()))
     return pictures
 
 
@@ -86,13 +71,6 @@ def _pngs(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.endswith(".zarr")]
         if Path(root) != folder:
             yield from (Path(root) / name for name in files if name.endswith(".png") and not name.startswith("."))
-
-
-def _legend(path: Path) -> tuple[State, ...]:
-    try:
-        return tuple(State(**one) for one in json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return ()
 
 
 def size_words(size: int) -> str:

@@ -1,6 +1,5 @@
 """The site's read-only page."""
 
-import json
 import os
 import re
 from datetime import UTC, datetime
@@ -31,8 +30,8 @@ def board():
 def site(tmp_path, board, audit_log):
     labels = tmp_path / "labels" / "tumour"
     (labels / "slide a").mkdir(parents=True)
-    Image.new("RGB", (40, 30), "#d55e00").save(labels / "slide a" / "one & two.png")
-    (labels / "legend.json").write_text(json.dumps([{"name": "immune", "colour": "#56b4e9"}]), encoding="utf-8")
+    Image.new("RGB", (40, 30), "#d55e00").save(labels / "slide a" / "one & two.states.png")
+    (labels / "notes.json").write_text("{}", encoding="utf-8")
     return Site("st-elsewhere", "demo", "cairn.example:7443", board.snapshot, lambda: 2, audit_log.path, labels.parent)
 
 
@@ -48,7 +47,7 @@ def test_the_page_shows_the_work_the_problems_the_pictures_and_what_left(address
     board.plans([PlanNote("lung", "moments", 0, b"\2" * 32, "refused", "this site has not approved study lung")])
     audit_log.append(Departure("tally", "tally of moments", "tumour", "moments", 0, 12_345, "ab" * 32, "cd" * 32))
     text = httpx.get(address).text
-    for expected in ("st-elsewhere", "Connected", "25 %", "3 of 8 images", "slide&lt;7&gt;.tif: truncated", "immune"):
+    for expected in ("st-elsewhere", "Connected", "25 %", "3 of 8 images", "slide&lt;7&gt;.tif: truncated"):
         assert expected in text
     for expected in ("has not approved study lung", "12.3 kB", "abababababab", "one &amp; two"):
         assert expected in text
@@ -78,7 +77,7 @@ def test_only_the_pictures_on_the_page_are_given_out(address, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
     [picture] = re.findall(r'src="(picture/[^"?]+)', httpx.get(address).text)
     assert httpx.get(f"{address}/{picture}").headers["content-type"] == "image/png"
-    for path in ("picture/../secret.png", "picture/%2e%2e/secret.png", "picture/tumour/legend.json"):
+    for path in ("picture/../secret.png", "picture/%2e%2e/secret.png", "picture/tumour/notes.json"):
         assert httpx.get(f"{address}/{path}").status_code == 404
 
 
