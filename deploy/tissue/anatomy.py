@@ -194,7 +194,7 @@ def _regions(rng: np.random.Generator, shape: tuple[int, int], biopsy: Biopsy) -
     tumour = smooth(rng, shape, 85) + 0.45 * smooth(rng, shape, 38) + 0.12 * smooth(rng, shape, 14)
     tumour -= np.quantile(tumour[tissue > 0], 1 - biopsy.tumour)
     rough = smooth(rng, shape, 40) + 0.5 * smooth(rng, shape, 12)
-    necrosis = tumour - 1.0 + 0.25 * rough
+    necrosis = tumour - 1.2 + 0.25 * rough
     cleft = 0.07 - np.abs(tumour + 0.12) - 0.16 * np.maximum(0.75 - smooth(rng, shape, 60), 0)
     margin = np.exp(-0.5 * ((tumour + 0.45) / 0.5) ** 2)  # lymphocytes gather at the edge of nests
     infiltrate = np.asarray(smooth(rng, shape, 45) + 1.1 * margin - 1.75 + 0.45 * biopsy.heat, np.float32)

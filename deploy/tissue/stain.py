@@ -17,16 +17,16 @@ HAZE: Final = 0.12  # share of the light that comes from out of focus, blurred H
 HAZE_PX: Final = 4.0
 
 # What each cell type binds, as abundance in (nucleus, cytoplasm, membrane); 1 is a bright stain. Every cell has DNA.
-# The little that shows in a nucleus lies above and under it in a 5 µm section.
+# A section is as thick as a nucleus is wide: half of what a cell binds lies above and under its nucleus.
 PROFILE: Final[dict[Cell, dict[str, tuple[float, float, float]]]] = {
-    Cell.TUMOUR: {"DNA": (0.80, 0.02, 0.02), "PanCK": (0.24, 0.80, 1.00)},
-    Cell.CYTOTOXIC_T: {"DNA": (1.00, 0.06, 0.04), "CD8": (0.34, 0.85, 1.00)},
-    Cell.HELPER_T: {"DNA": (1.00, 0.06, 0.04), "CD4": (0.34, 0.80, 0.95)},
-    Cell.B: {"DNA": (1.05, 0.06, 0.04), "CD20": (0.34, 0.90, 1.05)},
-    Cell.MACROPHAGE: {"DNA": (0.75, 0.03, 0.02), "CD68": (0.30, 1.00, 0.70), "CD4": (0.01, 0.06, 0.08)},
-    Cell.STROMA: {"DNA": (0.75, 0.03, 0.02), "SMA": (0.40, 0.85, 0.85)},
-    Cell.ENDOTHELIUM: {"DNA": (0.85, 0.04, 0.03), "CD31": (0.40, 0.95, 1.00)},
-    Cell.NECROSIS: {"DNA": (0.35, 0.10, 0.05), "PanCK": (0.05, 0.10, 0.08)},
+    Cell.TUMOUR: {"DNA": (0.80, 0.02, 0.02), "PanCK": (0.45, 0.80, 1.00)},
+    Cell.CYTOTOXIC_T: {"DNA": (1.00, 0.06, 0.04), "CD8": (0.55, 0.85, 1.00)},
+    Cell.HELPER_T: {"DNA": (1.00, 0.06, 0.04), "CD4": (0.55, 0.80, 0.95)},
+    Cell.B: {"DNA": (1.05, 0.06, 0.04), "CD20": (0.55, 0.90, 1.05)},
+    Cell.MACROPHAGE: {"DNA": (0.75, 0.03, 0.02), "CD68": (0.50, 1.00, 0.70), "CD4": (0.01, 0.06, 0.08)},
+    Cell.STROMA: {"DNA": (0.75, 0.03, 0.02), "SMA": (0.55, 0.85, 0.85)},
+    Cell.ENDOTHELIUM: {"DNA": (0.85, 0.04, 0.03), "CD31": (0.60, 0.95, 1.00)},
+    Cell.NECROSIS: {"DNA": (0.14, 0.04, 0.02)},
 }
 # Autofluorescence of a cell's (nucleus, cytoplasm, membrane), and of what lies between the cells of a zone.
 CELL_GLOW: Final = (0.030, 0.045, 0.045)
