@@ -51,7 +51,7 @@ class Board:
                 select(tables.Plan.published, tables.Plan.deadline)
                 .where(tables.Plan.state == "open")
                 .order_by(tables.Plan.opened_at, tables.Plan.fingerprint)
-            ).tuples()
+            ).all()
             offers = tuple(Offer(plan, deadline) for plan, deadline in rows)
             enrolled = frozenset(
                 session.scalars(select(tables.Member.name).filter_by(role="site", state="enrolled")).all()
