@@ -78,6 +78,8 @@ def initialise(
             raise ConfigError(f"{folder} holds {name} already; name another folder, nothing here was changed")
     if not NAME.fullmatch(operator):
         raise ConfigError(f"{operator[:80]!r} is not a name of lower-case letters, digits and inner hyphens")
+    if not addresses:
+        raise ConfigError("name at least one address under which the sites reach the aggregator")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
         for name in (FILE, "cairn.db", "cairn.db-wal", "cairn.db-shm"):

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from aggregator import database, pki
 from aggregator.board import Board
+from aggregator.coordinator import Coordinator
 from aggregator.dashboard.app import make_app
 from aggregator.enrolment_service import EnrolmentService, Gate, RenewalService
 from aggregator.plans_service import PlansService
@@ -22,6 +23,7 @@ from aggregator.server_certificate import ServerCertificate
 from aggregator.settings import AggregatorSettings, join_address, split_address
 from aggregator.sites_service import SitesService, connected_sites, received_bytes
 from aggregator.store import BlobStore
+from aggregator.studies_service import StudiesService
 from aggregator.tallies_service import TalliesService
 from aggregator.telemetry import make_metrics
 from aggregator.tokens import Attempts
@@ -78,7 +80,6 @@ class Aggregator:
     def __init__(self, settings: AggregatorSettings, log: Log, now: Callable[[], datetime] = utc_now) -> None:
         self._settings = settings
         self._log = log
-        self._stopping = threading.Event()
         self._health = health.HealthServicer()
         self.metrics = make_metrics()
         authority = pki.load_authority(settings.federation, settings.pki_dir)
@@ -98,28 +99,43 @@ class Aggregator:
         uploads = Uploads(
             self.engine,
             store,
-            settings.state_dir / "spool",
+            settings.spool,
             largest=settings.limits.upload_bytes,
             now=now,
-            counted=self.metrics.uploads.inc,
+            counted=self._counted,
         )
+        self._coordinator = Coordinator(
+            self.engine,
+            store,
+            self._board,
+            uploads,
+            folder=settings.state_dir,
+            now=now,
+            log=log,
+            metrics=self.metrics,
+        )
+        wake = self._coordinator.wake
         attempts = Attempts(settings.limits.failed_enrolments, timedelta(minutes=1), now)
-        invitation = self._invitation(authority)
-        operations_pb2_grpc.add_SitesServicer_to_server(SitesService(self.engine, invitation, now), self._server)
-        plans_pb2_grpc.add_PlansServicer_to_server(
-            PlansService(self.engine, self._board, now, lambda: None), self._server
+        inside, outside = self._server, self._enrolment
+        plans_pb2_grpc.add_PlansServicer_to_server(PlansService(self.engine, self._board, now, wake), inside)
+        tallies_pb2_grpc.add_TalliesServicer_to_server(TalliesService(self.engine, store, uploads), inside)
+        operations_pb2_grpc.add_SitesServicer_to_server(
+            SitesService(self.engine, self._invitation(authority), now), inside
         )
-        tallies_pb2_grpc.add_TalliesServicer_to_server(TalliesService(self.engine, store, uploads), self._server)
-        enrolment_pb2_grpc.add_RenewalServicer_to_server(RenewalService(self.engine, authority, now), self._server)
+        operations_pb2_grpc.add_StudiesServicer_to_server(
+            StudiesService(self.engine, store, settings.spool, now, wake), inside
+        )
+        enrolment_pb2_grpc.add_RenewalServicer_to_server(RenewalService(self.engine, authority, now), inside)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(
-            EnrolmentService(self.engine, authority, attempts, now), self._enrolment
+            EnrolmentService(self.engine, authority, attempts, now), outside
         )
-        for server, offered in ((self._server, ROLES), (self._enrolment, OPEN)):
+        for server, offered in ((inside, ROLES), (outside, OPEN)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             reflection.enable_server_reflection(tuple(offered), server)
 
     def start(self) -> None:
         """Serve, then announce the addresses."""
+        self._coordinator.start()
         self._web.start()
         self._enrolment.start()
         self._server.start()
@@ -131,10 +147,10 @@ class Aggregator:
         """Take no new call, let open ones end within a few seconds, and release everything."""
         self._settings.addresses_file.unlink(missing_ok=True)
         self._health.enter_graceful_shutdown()
-        self._stopping.set()
         self._board.stop()
         for done in [self._server.stop(GRACE_S), self._enrolment.stop(GRACE_S)]:
             done.wait()
+        self._coordinator.stop()
         self._web.stop()
         self.engine.dispose()
         self._log.info("stopped")
@@ -177,6 +193,10 @@ class Aggregator:
             ca_pem=authority.certificate_pem.decode(),
             token="",
         )
+
+    def _counted(self) -> None:
+        self.metrics.uploads.inc()
+        self._coordinator.wake()
 
     def _ask(self, question: Callable[[Session], int]) -> int:
         with database.reading(self.engine) as session:

@@ -84,7 +84,7 @@ class AggregatorSettings(Settings):
     listen: Listening = "0.0.0.0:8443"
     enrolment_listen: Listening = "0.0.0.0:8444"
     dashboard_listen: Listening = "127.0.0.1:8445"
-    state_dir: Path = Path("state")
+    state_dir: Path = Path()
     pki_dir: Path = Path("pki")
     database: str | None = None
     blobs: str | None = None
@@ -107,6 +107,11 @@ class AggregatorSettings(Settings):
     def blobs_url(self) -> str:
         """The blobs' URL; a folder in the state folder when none is set."""
         return self.blobs or f"file://{(self.state_dir / 'blobs').resolve()}"
+
+    @property
+    def spool(self) -> Path:
+        """Where files wait on their way into the store; on a disk of this machine."""
+        return self.state_dir / "spool"
 
     @property
     def addresses_file(self) -> Path:
