@@ -1,21 +1,26 @@
 """`cairn demo`: a whole federation on this machine, from images to one map of tissue states, and what it cost."""
 
+import contextlib
 import json
 import shutil
 import sys
+import time
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from cairn.errors import ConfigError
 from cairn.images import find_images
 from deploy.dealing import common_bands, deal
 from deploy.federation import federation
 from deploy.study_run import run_study
-from deploy.summary import Summary, print_summary, summarise
+from deploy.summary import print_summary, summarise
+from deploy.tissue import COMPOSITE_BANDS, STATE_RULES, make_tissue
 
 app = typer.Typer(
     help="Run a whole federation on this machine.\n\n"
@@ -44,28 +49,30 @@ def demo(
     console = Console()
     out = out.resolve()
     prepare(out)
-    states: dict[str, tuple[str, ...]] = {}
-    if data is None:
-        data, states = generate(out / "data", sites, seed, console)
-        if make_data:
-            console.print(f"Images: {data}\nTruth:  {data.parent / 'truth'}")
-            return
-    elif make_data:
+    if make_data and data is not None:
         raise ConfigError("--make-data generates images and --data names some that exist; give one of them")
-    data = data.resolve()
+    states, composite = ({}, ()) if data else (STATE_RULES, COMPOSITE_BANDS)
+    data = data.resolve() if data else generated(out / "data", sites, seed, console)
+    if make_data:
+        console.print(f"images  {data}\ntruth   {data.with_name('truth')}", highlight=False, soft_wrap=True)
+        return
     bands = common_bands(data)
     hands = deal(find_images(data), sites)
     with federation(out / "federation", hands) as running:
         finished = run_study(running, bands, states, min_sites=sites, top_k=top_k, console=console)
-        summary = summarise(running, hands, finished, out / "pictures", console)
+        with console.status("counting exactly, for comparison, and drawing"):
+            summary = summarise(running, hands, finished, composite, out / "pictures")
         print_summary(summary, console)
-        (out / "summary.json").write_text(json.dumps(summary.json(), indent=1), encoding="utf-8")
-        if json_file is not None:
-            json_file.write_text(json.dumps(summary.json()), encoding="utf-8")
+        for path in (out / "summary.json", json_file):
+            if path is not None:
+                path.write_text(json.dumps(asdict(summary)) + "\n", encoding="utf-8")
         if open_page:
             webbrowser.open(summary.dashboard)
         if keep or (keep is None and sys.stdin.isatty() and sys.stdout.isatty()):
-            wait_for_a_person(summary, console)
+            console.print("The dashboard stays up until Ctrl-C.")
+            with contextlib.suppress(KeyboardInterrupt):
+                while all(program.alive() for program in running.programs):
+                    time.sleep(1)
 
 
 def prepare(out: Path) -> None:
@@ -78,3 +85,16 @@ def prepare(out: Path) -> None:
         path = out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+
+
+def generated(folder: Path, sites: int, seed: int, console: Console) -> Path:
+    """Make tissue for a number of sites, or take what an earlier demo made with the same arguments."""
+    made = folder / "made.json"
+    recipe = json.dumps({"folders": sites, "images_per_folder": 3, "size": 1024, "seed": seed})
+    if not (made.is_file() and made.read_text(encoding="utf-8") == recipe):
+        shutil.rmtree(folder, ignore_errors=True)
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("making tissue images")
+            make_tissue(folder, **json.loads(recipe), progress=lambda n, of: bar.update(task, completed=n, total=of))
+        made.write_text(recipe, encoding="utf-8")
+    return folder / "images"

@@ -107,4 +107,3 @@ def federation(folder: Path, hands: Sequence[Hand]) -> Iterator[Federation]:
         yield running
     finally:
         running.stop()
-

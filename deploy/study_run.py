@@ -1,8 +1,10 @@
 """Launch one study on a running federation, show its progress, and keep what each stage cost."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -37,7 +39,7 @@ class Finished:
     """A study that has come to its end."""
 
     spec: StudySpec
-    study: operations_pb2.ShowStudyResponse
+    results: Mapping[str, Any]
     stages: tuple[StageCost, ...]
 
 
@@ -80,7 +82,7 @@ def run_study(
                 return study.summary.state == "done"
 
             wait_for("the end of the study", finished, running.programs, PATIENCE_S)
-    return Finished(spec, study, costs(study))
+    return Finished(spec, json.loads(study.results_json), costs(study))
 
 
 def look(channel: grpc.Channel, last: operations_pb2.ShowStudyResponse) -> operations_pb2.ShowStudyResponse:
@@ -135,4 +137,4 @@ def costs(study: operations_pb2.ShowStudyResponse) -> tuple[StageCost, ...]:
 
 def seconds(moment: Timestamp) -> float:
     """Turn a moment into seconds since the epoch."""
-    return moment.seconds + moment.nanos * 1e-9
+    return float(moment.seconds + moment.nanos * 1e-9)

@@ -58,6 +58,7 @@ def _profiles() -> Field:
         for marker, amounts in markers.items():
             table[:, kind, names.index(marker)] = amounts
         table[:, kind, -1] = CELL_GLOW
+    table[:, Cell.NECROSIS, -1] = 0.9 * ZONE_GLOW[Zone.NECROSIS]  # ghosts fade into the debris
     return table
 
 
