@@ -196,7 +196,7 @@ class Reports:
             self._last = request
 
     def _note(self, request: plans_pb2.ReportRequest, work: Work | None) -> None:
-        if (request.fingerprint, request.problems) == (self._last.fingerprint, self._last.problems):
+        if request.problems == self._last.problems and request.fingerprint in {b"", self._last.fingerprint}:
             return
         data = request.SerializeToString()
         self._audit.append(

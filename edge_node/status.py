@@ -97,7 +97,7 @@ class Board:
     def snapshot(self) -> Snapshot:
         """Return all of it."""
         with self._lock:
-            problems = tuple(problem for scope in self._problems.values() for problem in scope)
+            problems = tuple(dict.fromkeys(problem for scope in self._problems.values() for problem in scope))
             return Snapshot(self._connection, self._said, self._work, self._plans, problems, self._bytes_sent)
 
     def connection(self, state: Connection, said: str = "") -> None:
@@ -134,7 +134,7 @@ class Board:
             self._bytes_sent += size
 
     def problems(self, scope: str, problems: Iterable[Problem]) -> None:
-        """Replace the problems of one scope (a study's stage, the disk, the way out); none clears it."""
+        """Replace the problems of one scope (a study's images, the way out, the audit log); none clears it."""
         with self._lock:
             new = tuple(problems)
             if self._problems.get(scope, ()) == new:

@@ -222,11 +222,10 @@ def frozen_files(job: Job) -> list[File]:
 def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     """Tally a plan over given files; also returns why files were left out, which stands on the board too."""
     plan, board = job.plan, job.board
-    scope = f"{plan.study}/{plan.stage.stage}"
     work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files))
     board.work(work)
     wanted, problems = survey(job, files)
-    board.problems(scope, problems)
+    board.problems(plan.study, problems)
     pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
     board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
     counter = Counter(plan.stage, job.kernels, job.settings.threads)
@@ -235,7 +234,7 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
             count_image(job, one, counter)
         except Unfit as unfit:
             problems.append(unfit.problem)
-            board.problems(scope, problems)
+            board.problems(plan.study, problems)
         board.advance(0, files=1)
     return Tally(job.fingerprint, counter.tables()), problems
 

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +11,29 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import tifffile
 
 from cairn import codec
 from cairn.errors import ChecksumMismatch, OffsetMismatch, StorageFull, WindowClosed
-from cairn.pixels import PixelLevels
-from cairn.plan import MomentsPlan, Plan, fingerprint
+from cairn.pixels import PixelLevels, Quantiser
+from cairn.plan import (
+    CodebookPlan,
+    CountsPlan,
+    MomentsPlan,
+    Plan,
+    RangesPlan,
+    RecoveryPlan,
+    Stage,
+    fingerprint,
+    prefix_levels,
+)
 from cairn.rpc import Admission, server
+from cairn.sketch import SketchSpec
 from cairn.tally import Tally, zeros
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from edge_node.audit import AuditLog
 from edge_node.outbox import Outbox
+from edge_node.settings import SiteSettings, load_settings
 
 WAIT_S = 30.0
 
@@ -172,3 +185,34 @@ def make_tally(plan: Plan, of: bytes, seed: int = 0) -> Tally:
     rng = np.random.default_rng(seed)
     tables = {name: rng.integers(0, 2**62, table.shape) for name, table in zeros(plan.stage).items()}
     return Tally(of, tables)
+
+
+BANDS = ("a", "b", "c")
+LEVELS = PixelLevels(BANDS)
+AXES = np.rint(2**14 * np.array([[0.6, 0.6, 0.52], [0.7, -0.7, 0.1], [0.3, 0.3, -0.9]])).astype(np.int32)
+QUANTISER = Quantiser(LEVELS, AXES, 2.0**18, np.array([0.2, -0.8, -0.9]), np.array([1.0, 0.8, 0.8]), 6)
+KEYS = np.arange(0, 216, 3, dtype=np.uint64)
+DENSE, SKETCHES = prefix_levels(QUANTISER.keyspace, dense_bits=4, step=3)
+STAGES: dict[str, Stage] = {
+    "moments": MomentsPlan(LEVELS),
+    "ranges": RangesPlan(LEVELS, AXES),
+    "counts": CountsPlan(QUANTISER, SketchSpec(3, 64, bytes(32)), DENSE, SKETCHES),
+    "recovery": RecoveryPlan(QUANTISER, KEYS),
+    "codebook": CodebookPlan(QUANTISER, KEYS, (KEYS % 3).astype(np.uint8), (0, 1, 1), ("tumour", "other")),
+}
+
+
+def write_image(path: Path, seed: int, names: Sequence[str] = BANDS, dtype: str = "<u2", side: int = 96) -> None:
+    """Write an OME-TIFF in tiles of 32 pixels."""
+    values = np.random.default_rng(seed).choice([0, 40, 300, 9000, 20000], (len(names), side, side)).astype(dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"axes": "CYX", "Channel": {"Name": list(names)}}
+    tifffile.imwrite(path, values, tile=(32, 32), metadata=about, ome=True)
+
+
+def write_settings(folder: Path, extra: str = "") -> SiteSettings:
+    """Write and read site.toml of a site whose images are in folder/images."""
+    config = folder / "site.toml"
+    text = 'state_dir = "state"\nrescan_seconds = 0.2\n[images]\nfolder = "images"\n[approval]\nstudies = ["*"]\n'
+    config.write_text(text + extra, encoding="utf-8")
+    return load_settings(config)
