@@ -22,12 +22,13 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from aggregator.tables import Audit
-from cairn.errors import ConfigError, StorageFull
+from cairn.errors import ConfigError, StorageFull, Unreachable
 
 _WRITES = "cairn_writes"
 _WRITER_LOCK = 0x636169726E  # "cairn"; the key of PostgreSQL's advisory lock that writers take
 _BUSY_MILLISECONDS = 30_000
 _DISK_FULL = "53100"  # PostgreSQL's SQLSTATE disk_full
+_AWAY = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def open_database(url: str) -> Engine:
@@ -53,7 +54,7 @@ def open_database(url: str) -> Engine:
 def upgrade(engine: Engine) -> None:
     """Bring the schema up to date by the packaged migrations, once, whoever else starts at the same time.
 
-    Raises ConfigError when a newer version of Cairn has already changed it.
+    Raises ConfigError when a newer version of Cairn has already changed it, or when it is damaged; Unreachable.
     """
     with as_file(files("aggregator") / "migrations") as folder:
         config = Config()
@@ -73,7 +74,7 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """Open a session that sees one state of the database and changes nothing."""
+    """Open a session that sees one state of the database and changes nothing. Raises Unreachable."""
     with _sentences(), Session(engine) as session:
         yield session
 
@@ -82,7 +83,8 @@ def reading(engine: Engine) -> Iterator[Session]:
 def writing(engine: Engine) -> Iterator[Session]:
     """Open a session that is alone in writing, and commit when the block ends well.
 
-    What is loaded stays readable afterwards. Raises StorageFull when the disk is full; then nothing was changed.
+    What is loaded stays readable afterwards. Raises StorageFull when the disk is full; then nothing was changed;
+    Unreachable when the database is away, or when other writers did not end within half a minute.
     """
     alone = engine.execution_options(**{_WRITES: True})
     with _sentences(), Session(alone, expire_on_commit=False) as session, session.begin():
@@ -100,15 +102,16 @@ def _sentences() -> Iterator[None]:
         yield
     except DBAPIError as error:
         code, state = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
-        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE} or state == _DISK_FULL:
+        primary = None if code is None else code & 0xFF
+        if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE or state == _DISK_FULL:
             raise StorageFull("the aggregator's database has no room on its disk; try again when there is") from error
-        if code == sqlite3.SQLITE_CANTOPEN:
-            raise ConfigError(
-                "the database's file cannot be opened; check that its folder exists and may be written"
-            ) from error
-        if isinstance(error, OperationalError) and code is None and state is None:
-            # Only a refused connection has neither code. The driver's text may hold the URL, so it is not repeated.
-            raise ConfigError("the database does not answer; check its address and that it runs") from error
+        # PostgreSQL gives a state with every error but that of a refused connection.
+        refused = isinstance(error, OperationalError) and code is None and state is None
+        if primary in _AWAY or error.connection_invalidated or refused:
+            # The driver's own text may hold the URL with its password, so it is not repeated.
+            raise Unreachable("the aggregator's database does not answer; it must run and be readable") from error
+        if primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            raise ConfigError("the database's file is damaged or no database; restore it from the backup") from error
         raise
 
 

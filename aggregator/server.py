@@ -83,7 +83,8 @@ class Aggregator:
         self._health = health.HealthServicer()
         self.metrics = make_metrics()
         authority = pki.load_authority(settings.federation, settings.pki_dir)
-        _make_folder(settings)
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        settings.addresses_file.unlink(missing_ok=True)  # of a run that was killed
         self.engine = database.open_database(settings.database_url)
         database.upgrade(self.engine)
         store = BlobStore(settings.blobs_url)
@@ -216,18 +217,13 @@ def serve_until_told(settings: AggregatorSettings, log: Log) -> None:
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    aggregator = Aggregator(settings, log)
-    aggregator.start()
+    try:
+        aggregator = Aggregator(settings, log)
+        aggregator.start()
+    except OSError as error:
+        raise ConfigError(f"the aggregator cannot start: {error.strerror or error} {error.filename or ''}") from error
     told.wait()
     aggregator.stop()
-
-
-def _make_folder(settings: AggregatorSettings) -> None:
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-        settings.addresses_file.unlink(missing_ok=True)  # of a run that was killed
-    except OSError as error:
-        raise ConfigError(f"the state folder {settings.state_dir} cannot be used: {error.strerror}") from error
 
 
 def _last_ports(settings: AggregatorSettings) -> dict[str, int]:

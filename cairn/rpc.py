@@ -21,6 +21,7 @@ from cryptography import x509
 
 from cairn.errors import (
     CairnError,
+    ConfigError,
     NotEnrolled,
     OffsetMismatch,
     TooLarge,
@@ -252,7 +253,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         if isinstance(error, grpc.RpcError) and not context.is_active():
             raise error  # the caller went away in the middle of its own stream; gRPC knows
         self._failed(method, error)
-        if isinstance(error, CairnError):
+        if isinstance(error, CairnError) and not isinstance(error, ConfigError):
             trailing = [(KIND, type(error).__name__)]
             if isinstance(error, OffsetMismatch):
                 trailing.append((COMMITTED, str(error.committed_size)))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from aggregator.database import audit, open_database, reading, upgrade, writing
 from aggregator.tables import Audit, Base, Member, Plan, Study, Upload
-from cairn.errors import ConfigError, StorageFull
+from cairn.errors import ConfigError, StorageFull, Unreachable
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
@@ -168,14 +168,36 @@ def test_a_url_that_cannot_be_meant_is_refused_with_one_sentence(url: str, sente
 
 def test_a_database_that_does_not_answer_is_one_sentence_without_the_password(tmp_path: Path) -> None:
     engine = open_database(f"postgresql+psycopg://cairn:geheim@/cairn?host={tmp_path}")
-    with pytest.raises(ConfigError, match="does not answer") as raised:
+    with pytest.raises(Unreachable, match="does not answer") as raised:
         upgrade(engine)
     assert "geheim" not in str(raised.value)
 
 
+def test_a_database_that_went_away_is_one_sentence_and_answers_again_when_it_is_back(postgresql: str) -> None:
+    engine = open_database(postgresql)
+    with pytest.raises(Unreachable, match="does not answer"), reading(engine) as session:  # noqa: PT012
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+        killer = open_database(postgresql)
+        with killer.begin() as other:
+            other.execute(text(f"SELECT pg_terminate_backend({backend})"))
+        killer.dispose()
+        session.execute(text("SELECT 1"))
+    with reading(engine) as session:
+        assert session.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+
+
 def test_a_folder_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(Unreachable, match="does not answer"):
         upgrade(open_database(f"sqlite:///{tmp_path / 'nowhere' / 'cairn.db'}"))
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cairn.db").write_bytes(b"these are not the bytes of a database, and there are many of them" * 100)
+    engine = open_database(f"sqlite:///{tmp_path / 'cairn.db'}")
+    with pytest.raises(ConfigError, match="damaged or no database"):
+        upgrade(engine)
+    engine.dispose()
 
 
 def test_a_full_disk_changes_nothing_and_is_said_in_one_sentence(tmp_path: Path) -> None:

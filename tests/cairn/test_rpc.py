@@ -20,6 +20,7 @@ from aggregator.server_certificate import ServerCertificate
 from cairn import rpc
 from cairn.errors import (
     CairnError,
+    ConfigError,
     NotEnrolled,
     OffsetMismatch,
     Revoked,
@@ -186,7 +187,7 @@ def test_a_method_that_does_not_exist_is_an_error_and_nothing_more(serve, creden
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", sorted(error_classes()))
+@pytest.mark.parametrize("kind", sorted(set(error_classes()) - {"ConfigError"}))
 def test_every_error_comes_out_as_the_class_that_went_in(serve, credentials, echo: Echo, kind: str, shape: str) -> None:
     cls = error_classes()[kind]
 
@@ -212,11 +213,12 @@ def test_an_offset_mismatch_carries_the_size_to_resume_at(serve, credentials, ec
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_unknown_exception_is_reported_at_home_and_crosses_the_wire_without_its_text(
-    serve, credentials, echo: Echo, shape: str
+@pytest.mark.parametrize("cls", [RuntimeError, ConfigError, grpc.RpcError])
+def test_an_unknown_exception_and_a_wrong_setting_stay_at_home_and_cross_the_wire_without_their_text(
+    serve, credentials, echo: Echo, shape: str, cls: type[Exception]
 ) -> None:
     def fail(_request: bytes, _context: grpc.ServicerContext) -> bytes:
-        raise RuntimeError("patient Smith, row 7")
+        raise cls("patient Smith, row 7")
 
     echo.act = fail
     with rpc.mtls_channel(serve(), credentials()) as channel, pytest.raises(CairnError) as raised:
