@@ -143,7 +143,7 @@ class Pages:
             rows=sorted({site for stage in at_sites for site in stage.cells}),
             merges=merges,
             version=results.digest if results else "",
-            figures=maps.key_figures(results) if results else [],
+            figures=maps.key_figures(study.stages, results),
             clusters=results.clusters if results else [],
         )
         answer.headers["content-security-policy"] = PLOTS_POLICY

@@ -49,25 +49,25 @@ class MergeView:
 def merges(session: Session, study: str | None = None) -> list[MergeView]:
     """Read the latest merges, newest first, of one study or of all."""
     query = (
-        select(Merge, Plan.study, Plan.stage, Plan.window)
+        select(Merge.plan, Merge.at, Merge.digest, Merge.uploads, Plan.study, Plan.stage, Plan.window)
         .join(Plan, Plan.fingerprint == Merge.plan)
         .order_by(Merge.at.desc())
         .limit(MERGES_SHOWN)
     )
-    rows = session.execute(query if study is None else query.where(Plan.study == study)).tuples().all()
-    wanted = [number for merge, *_ in rows for number in merge.uploads]
+    rows = session.execute(query if study is None else query.where(Plan.study == study)).all()
+    wanted = [number for row in rows for number in row.uploads]
     uploads = {row.id: UploadView(row.site, row.size, row.digest) for row in _uploads(session, wanted)}
     return [
         MergeView(
-            merge.plan,
-            name,
-            stage,
-            window,
-            merge.at,
-            merge.digest,
-            tuple(uploads[number] for number in merge.uploads if number in uploads),
+            row.plan,
+            row.study,
+            row.stage,
+            row.window,
+            row.at,
+            row.digest,
+            tuple(uploads[number] for number in row.uploads if number in uploads),
         )
-        for merge, name, stage, window in rows
+        for row in rows
     ]
 
 

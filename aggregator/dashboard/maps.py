@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Engine, select
 
 from aggregator.dashboard import plots, words
+from aggregator.dashboard.views import StageView
 from aggregator.database import reading
 from aggregator.store import BlobStore
 from aggregator.tables import Plan, Study
@@ -42,7 +44,8 @@ class Results:
     digest: str  # of the Parquet file
     bands: tuple[str, ...]
     clusters: tuple[ClusterView, ...]
-    profiles: npt.NDArray[np.float64]  # [clusters, bands], mean levels; NaN for a cluster without pixels
+    profiles: npt.NDArray[np.float64]  # [clusters, bands]; NaN for a cluster without pixels
+    exact: bool  # profiles are mean levels of all pixels, else directions estimated from the heavy hitters
     heavy_hitters: int | None
     mass: float | None  # share of the foreground pixels that the heavy hitters hold
     foreground: int | None
@@ -83,9 +86,9 @@ def read_results(results: dict[str, Any]) -> Results | None:
     clusters = tuple(
         ClusterView(
             number,
-            row["state"],
+            "" if row["state"] == f"cluster-{number}" else row["state"],
             cluster_colour(number),
-            int(row["size"]),
+            int(row.get("pixels", row["size"])),
             tuple(bands[i] for i in np.argsort(-spread[number])[:3] if spread[number, i] > 0.5),
         )
         for number, row in enumerate(rows)
@@ -95,6 +98,7 @@ def read_results(results: dict[str, Any]) -> Results | None:
         bands=bands,
         clusters=clusters,
         profiles=profiles,
+        exact=bool(rows) and all(row.get("profile_is") == "levels" for row in rows),
         heavy_hitters=results.get("heavy_hitters"),
         mass=results.get("mass"),
         foreground=results.get("foreground"),
@@ -103,9 +107,15 @@ def read_results(results: dict[str, Any]) -> Results | None:
     )
 
 
-def key_figures(results: Results) -> list[KeyFigure]:
-    """Choose the numbers that are shown first."""
+def key_figures(stages: Sequence[StageView], results: Results | None) -> list[KeyFigure]:
+    """Choose the numbers that are shown first: what left the sites, and what is known from it."""
     found = []
+    sent = sum(stage.bytes for stage in stages)
+    if sent:
+        held = max(stage.raw_bytes for stage in stages)
+        found.append(KeyFigure("Left the sites", words.bytes_(sent), f"of {words.bytes_(held)} of images" if held else ""))
+    if results is None:
+        return found
     if results.pixels is not None and results.foreground is not None:
         share = f"{100 * results.foreground / max(1, results.pixels):.0f} % of {words.count(results.pixels)}"
         found.append(KeyFigure("Foreground pixels", words.count(results.foreground), share))
@@ -139,7 +149,7 @@ class Maps:
         made: plots.Json
         if figure == "markers":
             names = [f"{c.number} · {c.state}" if c.state else f"{c.number}" for c in results.clusters]
-            made = plots.markers(results.profiles, names, results.bands)
+            made = plots.markers(results.profiles, names, results.bands, exact=results.exact)
             return _json(made)
         table = self._table(results.digest)
         match figure:

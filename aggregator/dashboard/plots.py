@@ -140,11 +140,13 @@ def rank_count(count: Integers, bound: float | None) -> Json:
     }
 
 
-def markers(profiles: Floats, names: Sequence[str], bands: Sequence[str]) -> Json:
-    """Draw each cluster's mean level of each band, as standard deviations from the mean of the clusters.
+def markers(profiles: Floats, names: Sequence[str], bands: Sequence[str], *, exact: bool) -> Json:
+    """Draw each cluster's profile, band by band, as standard deviations from the mean of the clusters.
 
-    profiles  float64[clusters, bands], mean levels; a row of NaN is a cluster without pixels
+    profiles  float64[clusters, bands]; a row of NaN is a cluster without pixels
+    exact     whether the values are mean levels of all pixels, else a direction estimated from the heavy hitters
     """
+    what, places = ("mean level", 1) if exact else ("direction", 3)
     empty = np.isnan(profiles).all(axis=1)
     filled = np.where(np.isnan(profiles), np.nanmean(profiles[~empty], axis=0) if (~empty).any() else 0, profiles)
     spread = filled.std(axis=0)
@@ -157,8 +159,8 @@ def markers(profiles: Floats, names: Sequence[str], bands: Sequence[str]) -> Jso
                 "z": np.round(scores, 3).tolist(),
                 "x": list(bands),
                 "y": list(names),
-                "text": [[None if np.isnan(v) else round(float(v), 1) for v in row] for row in profiles],
-                "hovertemplate": "%{y}, %{x}: mean level %{text}, %{z:+.1f} s.d.<extra></extra>",
+                "text": [[None if np.isnan(v) else round(float(v), places) for v in row] for row in profiles],
+                "hovertemplate": f"%{{y}}, %{{x}}: {what} %{{text}}, %{{z:+.1f}} s.d.<extra></extra>",
                 "zmin": -limit,
                 "zmax": limit,
                 "xgap": 1,

@@ -51,7 +51,9 @@ def short(text: object) -> str:
 def plain(value: Any) -> str:
     """Write a JSON value as words: lists with commas, mappings with colons, nothing as a dash."""
     match value:
-        case None | "" | [] | {}:
+        case None:
+            return "–"
+        case str() | list() | tuple() | dict() if not value:
             return "–"
         case bool():
             return "yes" if value else "no"

@@ -2,20 +2,22 @@
 
 import importlib.util
 import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 from prometheus_client import CollectorRegistry, Counter
 from sqlalchemy import Engine
 from starlette.applications import Starlette
-from starlette.testclient import TestClient
 
 from aggregator.dashboard import make_app
 from aggregator.database import open_database, upgrade
@@ -44,6 +46,7 @@ class Federation:
     store: BlobStore
     folder: Path
     clock: Clock
+    registry: CollectorRegistry
     app: Starlette
     token: str = TOKEN
 
@@ -73,7 +76,8 @@ def _federation(folder: Path, samples: ModuleType) -> Federation:
     store, clock = BlobStore(str(folder / "blobs")), Clock(samples.NOW)
     registry = CollectorRegistry()
     Counter("cairn_uploads", "Tallies entered into the ledger.", registry=registry).inc(17)
-    return Federation(engine, store, folder, clock, make_app(engine, store, token_hash(TOKEN), registry, clock))
+    app = make_app(engine, store, token_hash(TOKEN), registry, clock)
+    return Federation(engine, store, folder, clock, registry, app)
 
 
 @pytest.fixture
@@ -87,19 +91,47 @@ def empty(tmp_path: Path, samples: ModuleType) -> Iterator[Federation]:
 @pytest.fixture
 def filled(empty: Federation, samples: ModuleType) -> Federation:
     """Make a federation of four clinics with studies in several states."""
-    samples.fill(empty.engine, empty.store, empty.folder)
+    samples.fill(empty.engine, empty.store, empty.folder, rows=500)
     return empty
 
 
+@contextmanager
+def _serving(app: Starlette) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    listener = socket.create_server(("127.0.0.1", 0))  # takes calls from here on, before the server does
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
 @pytest.fixture
-def visitor(filled: Federation) -> Iterator[TestClient]:
-    """Open the pages without having signed in."""
-    with TestClient(filled.app, follow_redirects=False) as client:
+def visit() -> Iterator[Callable[..., httpx.Client]]:
+    """Serve an application on loopback and return a client of it, which follows no redirection."""
+    with ExitStack() as stack:
+        addresses: dict[int, str] = {}
+
+        def client(app: Starlette, from_address: str = "127.0.0.1") -> httpx.Client:
+            if id(app) not in addresses:
+                addresses[id(app)] = stack.enter_context(_serving(app))
+            transport = httpx.HTTPTransport(local_address=from_address)
+            return stack.enter_context(httpx.Client(base_url=addresses[id(app)], transport=transport))
+
         yield client
 
 
 @pytest.fixture
-def operator(visitor: TestClient) -> TestClient:
+def visitor(filled: Federation, visit: Callable[..., httpx.Client]) -> httpx.Client:
+    """Open the pages without having signed in."""
+    return visit(filled.app)
+
+
+@pytest.fixture
+def operator(visitor: httpx.Client) -> httpx.Client:
     """Open the pages signed in."""
     assert visitor.post("/login", data={"token": TOKEN}).status_code == 303
     return visitor
@@ -110,14 +142,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, samples: ModuleType) -> Ite
     """Serve a filled federation for a browser; shared by a module's tests."""
     federation = _federation(tmp_path_factory.mktemp("served"), samples)
     samples.fill(federation.engine, federation.store, federation.folder)
-    server = uvicorn.Server(uvicorn.Config(federation.app, port=0, log_config=None))
-    listener = server.config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield Site(federation, f"http://127.0.0.1:{listener.getsockname()[1]}")
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    with _serving(federation.app) as address:
+        yield Site(federation, address)
     federation.engine.dispose()
 
 

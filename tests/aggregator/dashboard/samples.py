@@ -158,7 +158,7 @@ def heavy_hitters(rows: int = 20_000, seed: int = 0) -> pa.Table:
         "count": count,
         "x": places[:, 0].astype(np.float32),
         "y": places[:, 1].astype(np.float32),
-        "cluster": cluster.astype(np.uint8),
+        "cluster": cluster.astype(np.int16),
         "state": pa.array([STATES[c] for c in cluster]),
     }
     return pa.table(columns)
@@ -190,13 +190,14 @@ def results(store: BlobStore, folder: Path, rows: int = 20_000) -> dict[str, obj
                 "size": int(count[cluster == n].sum()),
                 "state": STATES[n],
                 "profile": [round(float(v), 2) for v in profiles[n]],
+                "profile_is": "levels",
             }
             for n in range(len(STATES))
         ],
     }
 
 
-def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW) -> None:
+def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW, rows: int = 20_000) -> None:
     """Fill an empty database: one study with its map, one in its counts stage, one that failed."""
     start = now - timedelta(days=2)
     with writing(engine) as session:
@@ -218,7 +219,7 @@ def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW) ->
         for name in SITES:
             audit(session, now - timedelta(days=88), f"site/{name}", "enrol", name)
 
-        add_study(session, "melanoma-states", "awaiting_approval", now, results=results(store, folder),
+        add_study(session, "melanoma-states", "awaiting_approval", now, results=results(store, folder, rows),
                   message="The map is ready: name the clusters' states with cairn study approve melanoma-states")  # fmt: skip
         for n, (stage, size) in enumerate(
             [("moments", 14_200), ("ranges", 310_000), ("counts", 18_400_000), ("recovery", 96_000)]
