@@ -66,18 +66,19 @@ def init(
     """
     from aggregator.initialise import initialise  # noqa: PLC0415 - other commands start faster without it
 
-    settings = initialise(
-        folder,
-        federation,
-        address,
-        datetime.now(UTC),
-        operator=operator,
-        listen=listen,
-        enrolment_listen=enrolment_listen,
-        dashboard_listen=dashboard_listen,
-        database=database,
-        blobs=blobs,
-    )
+    with _writable(folder):
+        settings = initialise(
+            folder,
+            federation,
+            address,
+            datetime.now(UTC),
+            operator=operator,
+            listen=listen,
+            enrolment_listen=enrolment_listen,
+            dashboard_listen=dashboard_listen,
+            database=database,
+            blobs=blobs,
+        )
     profile = folder / "operator"
     if as_json:
         _print_json({"federation": settings.federation, "dir": str(folder), "profile": str(profile)})

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
-from aggregator.database import audit, reading, writing
+from aggregator.database import audit, writing
 from aggregator.tables import DashboardToken, Member
 from cairn.errors import BadToken, StudyError
 
@@ -36,14 +36,6 @@ def new_dashboard_token(engine: Engine, operator: str, now: datetime) -> str:
         session.add(DashboardToken(token_hash=token_hash(token), member=operator, created_at=now))
         audit(session, now, "aggregator", "dashboard-token", operator)
     return token
-
-
-def dashboard_operator(engine: Engine, token: str) -> str | None:
-    """Return the operator whose dashboard password this is; None when it is nobody's, or the operator was revoked."""
-    with reading(engine) as session:
-        row = session.get(DashboardToken, token_hash(token))
-        member = row and session.get(Member, row.member)
-        return member.name if member and member.state == "enrolled" else None
 
 
 class Attempts:

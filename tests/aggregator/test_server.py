@@ -14,9 +14,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+import sqlalchemy
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from aggregator.client import operator_channel
 from aggregator.initialise import initialise
@@ -24,7 +25,7 @@ from aggregator.server import ROLES, Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log
 from cairn import enrolment, invitation
-from cairn.errors import CairnError, ConfigError, Revoked, Unreachable
+from cairn.errors import CairnError, ConfigError, Revoked, StorageFull, Unreachable
 from cairn.rpc import errors_from_wire, mtls_channel, tls_channel
 from cairn.v1 import operations_pb2, operations_pb2_grpc, plans_pb2, plans_pb2_grpc
 
@@ -229,6 +230,25 @@ def test_an_error_nobody_thought_of_is_in_the_log_with_its_place_and_not_on_the_
     assert any(frame["name"] == "ListSites" for frame in entry["exception"][0]["frames"])
 
 
+def test_a_full_disk_is_said_to_the_caller_changes_nothing_and_is_over_when_there_is_room(running) -> None:
+    room = [2**31 - 2]  # pages; SQLite's own limit is this high
+
+    @event.listens_for(running.aggregator.engine, "begin")
+    def limit(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={room[0]}")
+
+    with running.aggregator.engine.connect() as connection:
+        room[0] = connection.execute(text("PRAGMA page_count")).scalar_one()
+    invited: list[str] = []
+    with pytest.raises(StorageFull, match="no room on its disk"):  # noqa: PT012 - the free pages fill up first
+        for number in range(1000):
+            running.invite(f"site-{number}")
+            invited.append(f"site-{number}")
+    assert set(list_sites(running.profile)) == {"operator", *invited}
+    room[0] = 2**31 - 2
+    running.join(f"site-{len(invited)}")
+
+
 def test_an_open_stream_of_a_site_ends_soon_after_the_site_is_revoked(running) -> None:
     files = running.join("north")
     with mtls_channel(running.aggregator.addresses.address, files) as channel:
@@ -283,7 +303,7 @@ def test_founding_refuses_to_overwrite_anything(tmp_path: Path, clock, name: str
 def test_founding_with_a_wrong_value_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path, clock, wrong) -> None:
     values = {"federation": "tissue", "addresses": ["127.0.0.1"], **wrong}
     folder = tmp_path / "a"
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises((ConfigError, Unreachable)) as raised:
         initialise(folder, now=clock(), **values)
     assert "\n" not in str(raised.value)
     assert not folder.exists() or list(folder.iterdir()) == []

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from aggregator.client import operator_channel
+from aggregator.dashboard.access import open_tokens
 from aggregator.database import reading, writing
 from aggregator.sites_service import CONNECTED_WITHIN, connected_sites, list_sites, received_bytes
 from aggregator.tables import Audit, Member, Plan, Progress, Study, Upload
-from aggregator.tokens import Attempts, dashboard_operator, new_dashboard_token, new_token, token_hash
+from aggregator.tokens import Attempts, new_dashboard_token, new_token, token_hash
 from cairn import enrolment
 from cairn.errors import BadToken, StudyError
 from cairn.invitation import parse
@@ -86,17 +87,17 @@ def test_a_revoked_operator_loses_the_dashboard_for_good(running, tmp_path: Path
     engine = running.aggregator.engine
     running.join("ada", "operator")
     token = new_dashboard_token(engine, "ada", NOW)
-    assert dashboard_operator(engine, token) == "ada"
+    assert open_tokens(engine, "")().get(token_hash(token)) == "ada"
     running.revoke("ada")
-    assert dashboard_operator(engine, token) is None
+    assert open_tokens(engine, "")().get(token_hash(token)) is None
     enrolment.enrol(running.invite("ada", "operator"), tmp_path / "ada")
-    assert dashboard_operator(engine, token) is None  # not even when invited again
-    assert dashboard_operator(engine, new_token()) is None
+    assert open_tokens(engine, "")().get(token_hash(token)) is None  # not even when invited again
+    assert open_tokens(engine, "")().get(token_hash(new_token())) is None
 
 
 def test_the_first_operators_dashboard_token_opens_the_dashboard(running) -> None:
     token = (running.profile / "dashboard-token").read_text().strip()
-    assert dashboard_operator(running.aggregator.engine, token) == "operator"
+    assert open_tokens(running.aggregator.engine, "")().get(token_hash(token)) == "operator"
 
 
 def test_a_dashboard_token_is_only_for_enrolled_operators(running) -> None:
