@@ -214,8 +214,8 @@ class Node:
         while not self._halt.is_set():
             try:
                 if self._reconnected.is_set():
-                    self._reconnected.clear()
                     self._check_sent()
+                    self._reconnected.clear()
                 for sealed in self._outbox.listed("pending"):
                     self._note_plans()
                     if self._uplink.deliver(sealed) == "sent":

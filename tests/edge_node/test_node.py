@@ -1,0 +1,361 @@
+"""The service of a site, against an aggregator that restarts, refuses, forgets and closes."""
+
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from cairn import codec, kernels
+from cairn.errors import ConfigError, NotEnrolled, Revoked
+from cairn.plan import Plan, fingerprint
+from edge_node import audit, worker
+from edge_node.local_service import ask
+from edge_node.node import Node, alone
+from edge_node.status import Board, make_log
+
+from .conftest import STAGES, Fault, wait_until, write_image, write_settings
+from .federation import Middle
+
+NUMBA = kernels.load("numba")
+
+
+def plan_of(stage, window=0, study="tumour"):
+    return Plan(study, window, STAGES[stage])
+
+
+@pytest.fixture
+def middle():
+    middle = Middle()
+    middle.start()
+    yield middle
+    middle.stop()
+
+
+@pytest.fixture
+def site(tmp_path, middle):
+    for number in range(2):
+        write_image(tmp_path / "images" / f"good{number}.ome.tif", number)
+    middle.enrol(tmp_path / "state" / "identity")
+    return write_settings(tmp_path)
+
+
+@contextmanager
+def running(settings) -> Iterator[io.StringIO]:
+    stop, log, failed = threading.Event(), io.StringIO(), []
+
+    def live():
+        try:
+            Node(settings, stop, make_log(log)).run()
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            failed.append(error)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    wait_until(lambda: "edge node runs" in log.getvalue() or not thread.is_alive(), "the service")
+    try:
+        yield log
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert failed == [], log.getvalue()
+
+
+def expected(settings, plan):
+    """Count the plan by itself, as the site should."""
+    job = worker.Job(plan, fingerprint(codec.encode_plan(plan)), settings, NUMBA, Board(), lambda: False)
+    return worker.count_offline(job)[0].tables
+
+
+def arrived(middle, of, tmp_path):
+    path = tmp_path / "arrived.tally"
+    path.write_bytes(middle.tallies.ledger[of])
+    return codec.read_tally(path).tables
+
+
+def events(settings):
+    return [(line.event, line.stage) for line in audit.read(settings.state_dir / "audit.jsonl")]
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_an_approved_plan_is_accepted_counted_and_sent_exactly(stage, site, middle, tmp_path):
+    plan = plan_of(stage)
+    with running(site):
+        [of] = middle.publish(plan)
+        wait_until(lambda: of in middle.tallies.ledger, "the tally in the ledger")
+    wanted = expected(site, plan)
+    found = arrived(middle, of, tmp_path)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert middle.answers == {of: (True, "")}
+    assert middle.tallies.merges == 1
+
+
+def test_all_that_left_is_in_the_audit_log_and_nothing_names_a_file(site, middle):
+    (site.images.folder / "patient7.ome.tif").write_bytes(b"broken")
+    with running(site) as log:
+        for stage in STAGES:
+            [of] = middle.publish(plan_of(stage))
+            wait_until(lambda of=of: of in middle.tallies.ledger, stage)
+        wait_until(lambda: middle.reports[-1].fingerprint == b"", "the last report")
+        wait_until(lambda: ("acknowledged", "codebook") in events(site), "the last line")
+    written = events(site)
+    for stage in STAGES:
+        assert [event for event, of in written if of == stage and event != "report"] == [
+            "answer", "tally", "acknowledged",
+        ]  # fmt: skip
+    assert audit.first_broken(site.state_dir / "audit.jsonl") is None
+    assert {report.problems[0] for report in middle.reports if report.problems} == {"an image could not be read"}
+    assert any(report.pixels_done == report.pixels_total == 2 * 96 * 96 for report in middle.reports)
+    assert "patient7" not in log.getvalue()
+    assert "patient7" not in str(middle.reports)
+    assert "patient7" in (site.state_dir / "problems.json").read_text(encoding="utf-8")
+
+
+def test_a_plan_that_is_not_approved_is_refused_with_the_rule_and_not_counted(tmp_path, site, middle):
+    config = tmp_path / "site.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace('["*"]', '["lung-*"]'), encoding="utf-8")
+    from edge_node.settings import load_settings
+
+    with running(load_settings(config)):
+        [refused, wanted] = middle.publish(plan_of("moments"), plan_of("moments", study="lung-1"))
+        wait_until(lambda: wanted in middle.tallies.ledger, "the approved one")
+        wait_until(lambda: refused in middle.answers, "the answer")
+    accepted, reason = middle.answers[refused]
+    assert not accepted
+    assert "has not approved study tumour" in reason
+    assert list(middle.tallies.ledger) == [wanted]
+
+
+def test_a_missing_band_is_refused_by_name_and_accepted_when_an_image_with_it_arrives(tmp_path, middle):
+    write_image(tmp_path / "images" / "x.ome.tif", 1, ("a", "b"))
+    middle.enrol(tmp_path / "state" / "identity")
+    with running(write_settings(tmp_path)):
+        [of] = middle.publish(plan_of("moments"))
+        wait_until(lambda: of in middle.answers, "the answer")
+        assert middle.answers[of] == (False, "no image of this site can be counted: an image lacks c")
+        write_image(tmp_path / "images" / "y.ome.tif", 1)
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+    assert middle.answers[of] == (True, "")
+
+
+def test_images_that_all_fail_only_when_read_take_the_acceptance_back(tmp_path, middle):
+    path = tmp_path / "images" / "x.ome.tif"
+    write_image(path, 1, dtype="<f4")
+    content = path.read_bytes()
+    nan = np.full(4000, np.nan, np.float32).tobytes()
+    path.write_bytes(content[:8000] + nan + content[8000 + len(nan) :])
+    middle.enrol(tmp_path / "state" / "identity")
+    with running(write_settings(tmp_path)):
+        [of] = middle.publish(plan_of("moments"))
+        wait_until(lambda: middle.answers.get(of, (True, ""))[0] is False, "the refusal")
+    assert middle.answers[of][1].startswith("no image of this site can be counted")
+    assert middle.tallies.ledger == {}
+
+
+def test_a_plan_that_this_version_cannot_read_is_refused(site, middle):
+    with running(site):
+        middle.offer(b"\xff\xff\xff")
+        wait_until(lambda: bool(middle.answers), "the answer")
+    [(accepted, reason)] = middle.answers.values()
+    assert not accepted
+    assert "update Cairn" in reason
+
+
+def test_the_site_comes_back_after_the_aggregator_restarted_at_any_moment(site, middle):
+    with running(site):
+        for number, stage in enumerate(STAGES):
+            wait_until(lambda: middle.watching > 0, "connected")
+            if number % 2:
+                middle.tallies.faults = [Fault("cut", 10), Fault("flip", 10)]
+            [of] = middle.publish(plan_of(stage))
+            middle.stop()
+            middle.start()
+            wait_until(lambda of=of: of in middle.tallies.ledger, stage, 60)
+    assert middle.tallies.merges == len(STAGES)
+
+
+def test_a_revoked_site_stops_working_says_so_and_keeps_its_page(site, middle):
+    with running(site):
+        [before] = middle.publish(plan_of("moments"))
+        wait_until(lambda: before in middle.tallies.ledger, "the tally before")
+        middle.refuse(Revoked("the certificate was revoked by the operator"))
+        wait_until(
+            lambda: ask(site.state_dir).problems[:1] == ["the certificate was revoked by the operator"], "status"
+        )
+        calls = len(middle.serials)
+        middle.publish(plan_of("ranges"))
+        page = ask(site.state_dir).page
+        assert "Not admitted" in httpx.get(page).text
+        assert "revoked by the operator" in httpx.get(page).text
+        assert not ask(site.state_dir).connected
+        assert len(middle.serials) == calls
+    assert list(middle.tallies.ledger) == [before]
+
+
+def test_a_site_revoked_between_counting_and_sending_keeps_its_tally(site, middle):
+    middle.tallies.refusal = Revoked("revoked by the operator")
+    with running(site):
+        middle.publish(plan_of("moments"))
+        wait_until(lambda: bool(ask(site.state_dir).problems), "status")
+    assert len(list((site.state_dir / "outbox" / "pending").iterdir())) == 1
+    assert middle.tallies.ledger == {}
+
+
+def test_a_tally_that_comes_too_late_is_parked_and_not_sent_again(site, middle):
+    plan = plan_of("moments")
+    of = fingerprint(codec.encode_plan(plan))
+    middle.tallies.closed.add(of)
+    with running(site):
+        middle.publish(plan)
+        wait_until(lambda: len(list((site.state_dir / "outbox" / "parked").iterdir())) == 1, "parked")
+        [other] = middle.publish(plan_of("ranges"))
+        wait_until(lambda: other in middle.tallies.ledger, "the next stage")
+    assert list(middle.tallies.ledger) == [other]
+
+
+def test_what_the_aggregator_lost_is_sent_again_and_is_the_same(site, middle):
+    with running(site):
+        [of] = middle.publish(plan_of("counts"))
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+        wait_until(lambda: not ask(site.state_dir).outbox, "sent")
+        before = middle.tallies.ledger.pop(of)  # restored from an old backup
+        middle.tallies.wanted.clear()
+        middle.stop()
+        middle.start()
+        wait_until(lambda: of in middle.tallies.ledger, "the tally again", 60)
+    assert middle.tallies.ledger[of] == before
+
+
+def test_a_restarted_site_sends_what_it_had_sealed_and_does_not_count_again(site, middle):
+    middle.tallies.faults = [Fault("cut") for _ in range(1000)]
+    with running(site):
+        [of] = middle.publish(plan_of("counts"))
+        wait_until(lambda: middle.tallies.calls > 1, "two attempts")
+    [sealed] = (site.state_dir / "outbox" / "pending").iterdir()
+    content = sealed.read_bytes()
+    middle.tallies.faults = []
+    for image in site.images.folder.iterdir():
+        image.unlink()  # so that counting again would give something else
+    with running(site):
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+    assert middle.tallies.ledger[of] == content
+
+
+def test_a_full_disk_puts_the_stage_off_and_it_is_done_when_there_is_room(site, middle, monkeypatch):
+    full = threading.Event()
+    full.set()
+    real = os.fsync
+
+    def fsync(descriptor):
+        if full.is_set() and "outbox" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with running(site):
+        [of] = middle.publish(plan_of("counts"))
+        wait_until(lambda: any("room on the disk" in text for text in ask(site.state_dir).problems), "the problem")
+        assert list((site.state_dir / "outbox" / "pending").iterdir()) == []
+        full.clear()
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+        wait_until(lambda: not ask(site.state_dir).problems, "no problem any more")
+
+
+def test_nothing_leaves_that_the_audit_log_has_no_room_for(site, middle, monkeypatch):
+    full = threading.Event()
+    real = os.fsync
+
+    def fsync(descriptor):
+        if full.is_set() and "audit.jsonl" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    middle.tallies.faults = [Fault("cut", 1)]
+    with running(site):
+        wait_until(lambda: middle.watching > 0, "connected")
+        full.set()
+        [of] = middle.publish(plan_of("counts"))
+        wait_until(lambda: any("audit log" in text for text in ask(site.state_dir).problems), "the problem")
+        assert middle.answers == {}
+        assert middle.tallies.calls == 0
+        full.clear()
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+    assert middle.answers == {of: (True, "")}
+
+
+def test_a_stage_that_closes_while_it_is_worked_is_given_up(site, middle, monkeypatch):
+    began = threading.Event()
+    closed = threading.Event()
+    real = worker.check_unchanged
+
+    def slowly(source, stamp):
+        began.set()
+        closed.wait(20)
+        real(source, stamp)
+
+    monkeypatch.setattr(worker, "check_unchanged", slowly)
+    with running(site) as log:
+        [given_up] = middle.publish(plan_of("moments"))
+        assert began.wait(20)
+        [wanted] = middle.publish(plan_of("ranges"))
+        wait_until(lambda: wanted in middle.answers, "the new list")
+        closed.set()
+        wait_until(lambda: wanted in middle.tallies.ledger, "the next stage")
+    assert given_up not in middle.tallies.ledger
+    assert "stage given up" in log.getvalue()
+
+
+def test_a_certificate_near_its_end_is_renewed_and_used(tmp_path, middle):
+    write_image(tmp_path / "images" / "x.ome.tif", 1)
+    identity = tmp_path / "state" / "identity"
+    middle.enrol(identity, begin=datetime.now(UTC) - timedelta(days=80), lasts=timedelta(days=100))
+    old = (identity / "certificate.pem").read_bytes()
+    with running(write_settings(tmp_path)):
+        [of] = middle.publish(plan_of("moments"))
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+    assert (identity / "certificate.pem").read_bytes() != old
+    assert len(set(middle.serials)) == 2
+
+
+def test_a_certificate_of_another_authority_is_one_clear_sentence(tmp_path, site, middle):
+    stranger = Middle()
+    stranger.port = middle.port
+    stranger.enrol(tmp_path / "other" / "identity")
+    with running(write_settings(tmp_path, "").model_copy(update={"state_dir": tmp_path / "other"})):
+        wait_until((tmp_path / "other" / "addresses.json").exists, "running")
+        page = json.loads((tmp_path / "other" / "addresses.json").read_bytes())["page"]
+        wait_until(lambda: "Not connected" in httpx.get(f"http://{page}/").text, "shown")
+    assert middle.serials == []
+
+
+def test_one_service_at_a_time_holds_a_state_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(ConfigError, match="another edge node runs"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_site_that_is_not_enrolled_is_told_how_to(tmp_path):
+    with pytest.raises(NotEnrolled, match="cairn edge enrol"):
+        Node(write_settings(tmp_path), threading.Event(), make_log(io.StringIO()))
+
+
+def test_an_audit_log_that_was_changed_is_shown_and_work_goes_on(site, middle):
+    with running(site):
+        [of] = middle.publish(plan_of("moments"))
+        wait_until(lambda: ("acknowledged", "moments") in events(site), "a log of some lines")
+    path = site.state_dir / "audit.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"window":0', b'"window":7', 1))
+    with running(site):
+        [of] = middle.publish(plan_of("ranges"))
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+        assert any("audit log was changed" in text for text in ask(site.state_dir).problems)
