@@ -64,7 +64,7 @@ def decode_plan(published: bytes) -> Plan:
     try:
         message = plan_pb2.Plan.FromString(published)
         return Plan(message.study, message.window, _stage(message))
-    except (DecodeError, ValueError) as error:
+    except (DecodeError, ValueError, OverflowError) as error:
         raise PlanError(
             "the published plan cannot be read; the aggregator may be newer than this site, update Cairn"
         ) from error
@@ -235,15 +235,15 @@ class _Stored(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
-        self._left = size
+        self.left = size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, into: Any) -> int:  # the buffer protocol has no name before Python 3.12
-        view = memoryview(into).cast("B")[: self._left]
+        view = memoryview(into).cast("B")[: self.left]
         read = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it; the stub does not
-        self._left -= read
+        self.left -= read
         return int(read)
 
 
@@ -260,6 +260,6 @@ def _unpack(stored: _Stored, compression: str, into: npt.NDArray[np.uint8]) -> b
         while view and (filled := source.readinto(view)):
             view = view[filled:]
         # The read behind the last byte takes in the end of a zstd frame and compares its checksum.
-        return not view and not source.read(1) and not stored.read(1)
+        return not view and not source.read(1) and not stored.left
     except zstandard.ZstdError:
         return False
