@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cairn import codec
-from cairn.errors import CairnError
+from cairn.errors import BadToken, CairnError
+from cairn.invitation import Invitation
 from cairn.plan import Plan, fingerprint
 from cairn.rpc import Admission, Caller, ServerTls, server, server_credentials
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc, plans_pb2, plans_pb2_grpc, tallies_pb2_grpc
@@ -62,7 +63,7 @@ class Authority:
 
 
 @dataclass
-class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer):
+class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer, enrolment_pb2_grpc.EnrolmentServicer):
     """An aggregator as a site sees it: publishes what a test tells it to, and keeps what it is told."""
 
     tallies: FaultyTallies = field(default_factory=FaultyTallies)
@@ -72,6 +73,8 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer):
     serials: list[int] = field(default_factory=list)
     watching: int = 0
     port: int = 0
+    enrolment_port: int = 0
+    token: str = "the-one-time-secret"
 
     def __post_init__(self) -> None:
         self._plans: list[bytes] = []
@@ -95,12 +98,19 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer):
         credentials = server_credentials(lambda: tls, ask_client=True)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         self._server.start()
+        self._newcomers = server([Admission({"cairn.v1.Enrolment": frozenset()}, None, lambda *_: None)], 4)
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self, self._newcomers)
+        self.enrolment_port = self._newcomers.add_secure_port(
+            f"127.0.0.1:{self.enrolment_port}", server_credentials(lambda: tls, ask_client=False)
+        )
+        self._newcomers.start()
 
     def stop(self) -> None:
         with self._changed:
             self._down = True
             self._changed.notify_all()
         self._server.stop(0).wait()
+        self._newcomers.stop(0).wait()
 
     def publish(self, *plans: Plan) -> list[bytes]:
         """Make these the open plans; returns their fingerprints."""
@@ -129,6 +139,18 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer):
         for file, content in (("key", pem_of(key)), ("certificate", chain), ("ca", self.authority.pem)):
             (folder / f"{file}.pem").write_bytes(content)
         keep_address(folder, f"127.0.0.1:{self.port}")
+
+    def invitation(self, role: str = "site") -> Invitation:
+        """Invite site alpha."""
+        return Invitation(
+            federation="demo",
+            name="alpha",
+            role=role,
+            address=f"127.0.0.1:{self.port}",
+            enrolment_address=f"127.0.0.1:{self.enrolment_port}",
+            ca_pem=self.authority.pem.decode(),
+            token=self.token,
+        )
 
     def _admit(self, who: Caller) -> None:
         self.serials.append(who.serial)
@@ -164,12 +186,18 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer):
         self.reports.append(request)
         return plans_pb2.ReportResponse()
 
+    def Enrol(self, request, context):
+        if request.token != self.token:
+            raise BadToken("the token is unknown, used or expired; ask the operator for a new invitation")
+        return enrolment_pb2.EnrolResponse(certificate_chain_pem=self._certify(request.csr_pem))
+
     def Renew(self, request, context):
-        wanted = x509.load_pem_x509_csr(request.csr_pem)
-        public = wanted.public_key()
+        return enrolment_pb2.RenewResponse(certificate_chain_pem=self._certify(request.csr_pem))
+
+    def _certify(self, csr_pem: bytes) -> bytes:
+        public = x509.load_pem_x509_csr(csr_pem).public_key()
         assert isinstance(public, ec.EllipticCurvePublicKey)
-        chain = self.authority.issue(public, "spiffe://demo/site/alpha", datetime.now(UTC), YEAR)
-        return enrolment_pb2.RenewResponse(certificate_chain_pem=chain)
+        return self.authority.issue(public, "spiffe://demo/site/alpha", datetime.now(UTC), YEAR)
 
     def _wake(self) -> None:
         with self._changed:
