@@ -172,6 +172,8 @@ def read_header(file: BinaryIO) -> tallies_pb2.TallyHeader:
         raise ChecksumMismatch("this is not a tally file: it does not begin with CAIRNTLY; send it again")
     (size,) = struct.unpack("<I", length)
     head = file.read(min(size, HEADER_LIMIT))
+    if len(head) != size:
+        raise ChecksumMismatch(f"the tally file's header is {len(head)} bytes where {size} were said; send it again")
     try:
         header = tallies_pb2.TallyHeader.FromString(head)
     except DecodeError as error:
