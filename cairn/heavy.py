@@ -1,6 +1,7 @@
 """Heavy hitters: fill a key's prefix levels from a stream, and find the most frequent keys from the tables alone."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -18,8 +19,9 @@ from cairn.sketch import error_bound
 Counts = npt.NDArray[np.int64]
 Private = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
-LEAF_CACHE = 2**18  # words; whole keys, of which there are many
-PREFIX_CACHE = 2**16  # words; prefixes, of which there are fewer
+WIDE_CACHE = 2**18  # words; pays, though slower than the small one, where an update of the table is dear
+SMALL_CACHE = 2**16  # words; prefixes, of which there are fewer, and whole keys of a table that fits the CPU's cache
+CHEAP_TABLE = 2**20  # counters
 BATCH = 2**17  # combined pairs that go to a table at once
 JOURNAL = 2**20  # pairs since the last checkpoint that are kept, to be taken back one by one
 INT32_MAX = 2**31 - 1
@@ -48,13 +50,11 @@ class KeyCounter:
 
     def checkpoint(self) -> None:
         """Keep all that was added; `rollback` goes back to here."""
-        for worker in self._workers:
-            worker.checkpoint()
+        self._each(_Worker.checkpoint)
 
     def rollback(self) -> None:
         """Take back, exactly, all that was added since the last checkpoint (an image that broke half-way)."""
-        for worker in self._workers:
-            worker.rollback()
+        self._each(_Worker.rollback)
 
     def tables(self) -> dict[str, Counts]:
         """Sum all that was counted; a checkpoint too.
@@ -62,10 +62,14 @@ class KeyCounter:
         returns  int64 `dense` and `sketch_<bits>`, shaped as the plan says; the sum of `dense` is the number of keys.
                  They are the counter's own arrays, not copies (they are large): use them before adding more
         """
-        for worker in self._workers:
-            worker.checkpoint()
-            worker.spill()
+        self._each(_Worker.checkpoint)
+        self._each(_Worker.spill)
         return dict(zip(self._names, self._base.tables(), strict=True))
+
+    def _each(self, do: Callable[["_Worker"], None]) -> None:
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            for done in [pool.submit(do, worker) for worker in self._workers]:
+                done.result()
 
 
 class _Base:
@@ -105,7 +109,8 @@ class _Worker:
     def __init__(self, base: _Base, levels: tuple[int, ...], key_bits: int) -> None:
         self._base = base
         self._shifts = [a - b for a, b in zip((key_bits, *levels), levels, strict=False)]
-        sizes = [LEAF_CACHE] + [PREFIX_CACHE] * (len(levels) - 1)
+        wide = math.prod(base.shapes[0]) > CHEAP_TABLE
+        sizes = [WIDE_CACHE if wide else SMALL_CACHE] + [SMALL_CACHE] * (len(levels) - 1)
         self._caches = [np.zeros(size, np.uint64) for size in sizes]
         self._keys = [np.empty(BATCH, np.uint64) for _ in levels]
         self._counts = [np.empty(BATCH, np.int64) for _ in levels]

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 (the kernels' signatures)
 """The array work of a tally, once per backend: `sketch_*` and `pixels_*`; the numpy ones are the definition.
 
 A backend is a value that is passed in, never a global; only the one asked for is imported.

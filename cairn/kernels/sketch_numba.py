@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 (a compiled function takes its arrays one by one)
 """The sketch on the CPU: the definition of `cairn.kernels.sketch_numpy`, bit for bit, at the speed of memory.
 
 Three things make it fast: equal keys meet in a front cache before they reach a table; hashes are made in blocks that
@@ -16,6 +15,7 @@ from numba import njit
 from cairn.hashing import MIX_MULTIPLIERS, MIX_SHIFTS, Keys, RowSeeds
 from cairn.kernels.sketch_numpy import Counts, Table
 
+AHEAD = 64  # keys whose cache words are fetched together before any is changed
 BLOCK = 2048  # keys whose columns are found at once; their scratch stays in the L1 or L2 cache
 SCRAMBLE = np.uint64(0x9E3779B97F4A7C15)  # 2^64/φ, odd (Fibonacci hashing, Knuth 6.4)
 UNSCRAMBLE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
@@ -51,7 +51,7 @@ def combine(
     be stored, and their place holds the count. A full count, like a key that meets another in its slot, is emitted.
     """
     if counts is None:
-        taken, emitted = _combine(keys, shift, cache, np.uint64(skip), out_keys, out_counts)
+        taken, emitted, _ = _combine(keys, shift, cache, np.uint64(skip), out_keys, out_counts)
     else:
         taken, emitted = _combine_pairs(keys, counts, shift, cache, np.uint64(skip), out_keys, out_counts)
     return int(taken), int(emitted)
@@ -86,7 +86,7 @@ def _unscramble(word: np.uint64) -> np.uint64:
 @_jit
 def _update(table: Any, keys: Keys, counts: Counts, seeds: RowSeeds) -> int:
     n = len(keys)
-    width2 = np.uint64(2 * table.shape[1])
+    width2 = np.uint64(2 * table.shape[1]) & _LOW  # so that the compiler sees a 32-bit factor
     mixed = np.empty(n, np.uint64)
     for i in range(n):
         mixed[i] = _mix(keys[i])
@@ -116,7 +116,7 @@ def _update(table: Any, keys: Keys, counts: Counts, seeds: RowSeeds) -> int:
 def _estimate(table: Any, keys: Keys, seeds: RowSeeds, comparators: npt.NDArray[np.int64], found: Counts) -> None:
     depth = table.shape[0]
     n = len(keys)
-    width2 = np.uint64(2 * table.shape[1])
+    width2 = np.uint64(2 * table.shape[1]) & _LOW  # so that the compiler sees a 32-bit factor
     mixed = np.empty(BLOCK, np.uint64)
     columns = np.empty(BLOCK, np.int32)
     signs = np.empty(BLOCK, np.int64)
@@ -172,33 +172,36 @@ def _comparators(depth: int) -> npt.NDArray[np.int64]:
 @_jit
 def _combine(
     keys: Keys, shift: int, cache: Keys, skip: np.uint64, out_keys: Keys, out_counts: Counts
-) -> tuple[int, int]:
+) -> tuple[int, int, np.uint64]:
     mask = np.uint64(len(cache) - 1)
     cut = np.uint64(shift)
-    room = len(out_keys)
-    emitted = 0
-    taken = 0
-    for i in range(len(keys)):
-        if emitted == room:
-            break
-        taken = i + 1
-        key = keys[i]
-        if key == skip:
-            continue
-        x = _scramble(key >> cut)
-        at = x & mask
-        word = cache[at]
-        if (word ^ x) <= mask and (word & mask) != mask:
-            cache[at] = word + _U1
-        else:
-            if word & mask:
-                out_keys[emitted] = word & ~mask | at
-                out_counts[emitted] = np.int64(word & mask)
-                emitted += 1
-            cache[at] = x & ~mask | _U1
+    words = np.empty(AHEAD, np.uint64)
+    emitted = taken = 0
+    touched = np.uint64(0)  # returned, so that the compiler keeps the reading ahead
+    while taken < len(keys) and emitted < len(out_keys):
+        m = min(AHEAD, len(keys) - taken, len(out_keys) - emitted)
+        wanted = 0
+        for i in range(taken, taken + m):
+            x = _scramble(keys[i] >> cut)
+            words[wanted] = x
+            wanted += 1 if keys[i] != skip else 0
+            touched += cache[x & mask]
+        for i in range(wanted):
+            x = words[i]
+            at = x & mask
+            word = cache[at]
+            if (word ^ x) <= mask and (word & mask) != mask:
+                cache[at] = word + _U1
+            else:
+                if word & mask:
+                    out_keys[emitted] = word & ~mask | at
+                    out_counts[emitted] = np.int64(word & mask)
+                    emitted += 1
+                cache[at] = x & ~mask | _U1
+        taken += m
     for i in range(emitted):
         out_keys[i] = _unscramble(out_keys[i])
-    return taken, emitted
+    return taken, emitted, touched
 
 
 @_jit
@@ -207,25 +210,20 @@ def _combine_pairs(
 ) -> tuple[int, int]:
     mask = np.uint64(len(cache) - 1)
     cut = np.uint64(shift)
-    room = len(out_keys)
-    emitted = 0
-    taken = 0
-    for i in range(len(keys)):
-        if emitted == room:
-            break
-        taken = i + 1
-        if keys[i] == skip:
+    emitted = taken = 0
+    while taken < len(keys) and emitted < len(out_keys):
+        key, count = keys[taken], np.uint64(counts[taken])
+        taken += 1
+        if key == skip:
             continue
-        x = _scramble(keys[i] >> cut)
-        count = np.uint64(counts[i])
-        if count > mask:
-            out_keys[emitted] = x
-            out_counts[emitted] = counts[i]
-            emitted += 1
-            continue
+        x = _scramble(key >> cut)
         at = x & mask
         word = cache[at]
-        if (word ^ x) <= mask and (word & mask) + count <= mask:
+        if count > mask:  # more than a word can hold
+            out_keys[emitted] = x
+            out_counts[emitted] = np.int64(count)
+            emitted += 1
+        elif (word ^ x) <= mask and (word & mask) + count <= mask:
             cache[at] = word + count
         else:
             if word & mask:

@@ -1,4 +1,4 @@
-# ruff: noqa: PLR0917, ARG001 (one signature for all backends; this one needs no cache)
+# ruff: noqa: ARG001 (one signature for all backends; this one needs no cache)
 """The sketch's kernels, slow and obvious: the definition that every other backend equals bit for bit."""
 
 import numpy as np
