@@ -95,10 +95,11 @@ def states_of(stage: CodebookPlan, clusters: Clusters) -> Clusters:
 
 @contextmanager
 def label_images(
-    folder: Path, name: str, image: Image, stage: CodebookPlan
+    folder: Path, name: str, image: Image, stage: CodebookPlan, ending: str = ".ome.tif"
 ) -> Iterator[Callable[[Tile, Clusters], None]]:
     """Write an image's labels: `<name>.clusters.ome.tif`, `<name>.states.ome.tif`, and `<name>.states.png`.
 
+    ending  of the label images; `.ome.zarr` writes OME-Zarr
     Yields what `Counter.add` calls with each tile. Nothing appears when the block raises. Raises StorageFull,
     ImageError.
     """
@@ -108,8 +109,8 @@ def label_images(
         LabelWriter, height=image.height, width=image.width, depth=image.depth, pixel_size_um=image.pixel_size_um
     )
     with (
-        writer(folder / f"{name}.clusters.ome.tif", names=("background", *clusters)) as by_cluster,
-        writer(folder / f"{name}.states.ome.tif", names=("background", *stage.states)) as by_state,
+        writer(folder / f"{name}.clusters{ending}", names=("background", *clusters)) as by_cluster,
+        writer(folder / f"{name}.states{ending}", names=("background", *stage.states)) as by_state,
     ):
 
         def write(tile: Tile, found: Clusters) -> None:

@@ -285,7 +285,8 @@ def labelled(job: Job, source: ImageSource, image: Image) -> Iterator[Labelled |
         return
     path = job.settings.labels_folder / job.plan.study / source.id
     path.parent.mkdir(parents=True, exist_ok=True)
-    with label_images(path.parent, path.name, image, stage) as take_labels:
+    ending = ".ome.zarr" if job.settings.labels.format == "ome-zarr" else ".ome.tif"
+    with label_images(path.parent, path.name, image, stage, ending) as take_labels:
         yield take_labels
 
 

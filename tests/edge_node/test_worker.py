@@ -12,7 +12,7 @@ import tifffile
 
 from cairn import codec, kernels
 from cairn.errors import ImageError, StorageFull
-from cairn.images import Tile
+from cairn.images import Tile, find_images, open_image
 from cairn.plan import Plan, fingerprint
 from edge_node.status import Board
 from edge_node.worker import GivenUp, Job, NothingCountable, ahead, count, count_offline, lacking
@@ -256,6 +256,22 @@ def test_labels_are_written_beside_a_picture_for_images_in_subfolders_too(tmp_pa
     assert labels.shape == (96, 96)
     assert set(np.unique(labels)) <= {0, 1, 2}
     assert (folder / "x.ome.tif.states.png").stat().st_size > 0
+
+
+def test_label_images_are_written_as_zarr_when_the_site_wants_it_and_again_over_old_ones(tmp_path):
+    write_image(tmp_path / "images" / "x.ome.tif", 1)
+    settings = write_settings(tmp_path, '[labels]\nformat = "ome-zarr"\n')
+    for _ in range(2):
+        tables(settings, "codebook")
+    folder = settings.labels_folder / "tumour"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "x.ome.tif.clusters.ome.zarr",
+        "x.ome.tif.states.ome.zarr",
+        "x.ome.tif.states.png",
+    ]
+    [source] = find_images(folder / "x.ome.tif.states.ome.zarr")
+    with open_image(source) as labels:
+        assert (labels.height, labels.width) == (96, 96)
 
 
 def test_counting_offline_takes_all_images_and_freezes_nothing(site):
