@@ -1,8 +1,9 @@
 """Adding keys to a sketch, beside what others do and what the machine can; and merging many tallies.
 
 The peers are written anew from the descriptions of what they do. All run on one thread; the lines that say two threads
-do so. Peers that are too slow for the whole stream get its beginning, and their rate is compared. On one thread a second is
-one of the processor's, so that what else the machine does falls out of all figures alike; on two it is the clock's.
+do so. Peers that are too slow for the whole stream get its beginning, and their rate is compared. On one thread a
+second is one of the processor's, so that what else the machine does falls out of all figures alike; on two it is the
+clock's.
 """
 
 import time
@@ -90,10 +91,11 @@ def count(keys: Keys, stage: CountsPlan, threads: int = 1) -> None:
 
 
 def authors_torch(keys: Keys, depth: int, width: int) -> None:
-    """Sketch-and-Scale's `accumulateVec`: per row a degree-1 and a degree-3 polynomial modulo 2^61 - 1, then bincount.
+    """Sketch-and-Scale's `accumulateVec`: per row a degree-1 and a degree-3 polynomial modulo 2^61 - 1, a bincount, and
+    the row's estimate of every key; then the median over rows, from which they keep the frequent ones.
 
-    Its products overflow 64 bits, as theirs do; the work is the same.
-    """
+    Its products overflow 64 bits, as theirs do. Their loop over the estimates, in Python, is left out.
+    """  # noqa: D205 (one sentence)
     import torch  # noqa: PLC0415 (only the peers need it)
 
     threads = torch.get_num_threads()
@@ -103,10 +105,13 @@ def authors_torch(keys: Keys, depth: int, width: int) -> None:
         factors = torch.randint(0, PRIME, (depth, 6), dtype=torch.int64, generator=draw).tolist()
         table = torch.zeros((depth, width))
         x = torch.from_numpy(keys.astype(np.int64))
-        for row, (a1, a0, b3, b2, b1, b0) in zip(table, factors, strict=True):
+        estimates = torch.zeros((depth, len(x)), dtype=torch.int64)
+        for row, found, (a1, a0, b3, b2, b1, b0) in zip(table, estimates, factors, strict=True):
             buckets = (x * a1 + a0).remainder(PRIME).remainder(width)
             signs = (((x * b3 + b2) * x + b1) * x + b0).remainder(PRIME).remainder(2).float() * 2 - 1
             row += torch.bincount(buckets, signs, minlength=width)
+            found[:] = row[buckets] * signs
+        estimates.median(dim=0)
     finally:
         torch.set_num_threads(threads)
 
