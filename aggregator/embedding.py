@@ -6,7 +6,7 @@ The only file that imports umap. The same input and seed give the same map on th
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ Labels = npt.NDArray[np.uint8]
 Profiles = npt.NDArray[np.float64]
 
 OTHER = "other"
+STANDS_OUT: Final = 0.5  # standard deviations; what autofluorescence alone adds stays below
 MOST_CLUSTERS = 200
 UMAP_FROM = 5  # fewer keys are laid out by their principal components: a neighbourhood of two tells nothing
 
@@ -165,7 +166,12 @@ def profiles(
 
 
 def name_states(found: Profiles, bands: Sequence[str], rules: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Give each cluster the state whose bands stand out most, by mean z-score over the clusters; "other" if none does.
+    """Give each cluster the state in one of whose bands it stands highest over the other clusters, else "other".
+
+        z_cb = (profile_cb - mean over clusters)/(standard deviation over clusters),  state = argmax_s max_{b in s} z_cb
+
+    if that is over STANDS_OUT. The highest band and not the mean over bands: the markers of a state are of different
+    cells (CD8 or CD20 for immune), so no cluster has them all.
 
     Without rules every cluster is a state of its own: cluster-0, cluster-1, …
     """
@@ -174,6 +180,6 @@ def name_states(found: Profiles, bands: Sequence[str], rules: Mapping[str, Seque
     spread = found.std(axis=0)
     z = (found - found.mean(axis=0)) / np.where(spread > 0, spread, 1)
     names = list(rules)
-    scores = np.stack([z[:, [bands.index(band) for band in rules[name]]].mean(axis=1) for name in names], axis=1)
+    scores = np.stack([z[:, [bands.index(band) for band in rules[name]]].max(axis=1) for name in names], axis=1)
     best = scores.argmax(axis=1)
-    return tuple(names[b] if scores[i, b] > 0 else OTHER for i, b in enumerate(best))
+    return tuple(names[b] if scores[i, b] > STANDS_OUT else OTHER for i, b in enumerate(best))

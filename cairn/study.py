@@ -35,7 +35,7 @@ class StudySpec(BaseModel):
     embedding_seed: int = Field(0, ge=0, lt=2**32)
     states: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="state → bands that mark it; a cluster takes the state whose bands stand out most, else 'other'",
+        description="state → bands that mark it; the one in whose bands a cluster stands out most, else other",
     )
     auto_approve: bool = False
 

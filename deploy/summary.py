@@ -162,10 +162,9 @@ def draw(
 
 
 def standing_out(profile: npt.NDArray[np.float64], bands: Sequence[str]) -> tuple[str, ...]:
-    """Name three bands for a picture: those in which the largest clusters stand highest over the others."""
-    z = pictures.standardise(profile)
-    chosen = dict.fromkeys(bands[int(band)] for row in z for band in np.argsort(-row)[:1])
-    return tuple(dict.fromkeys([*chosen, *bands]))[:3] if len(bands) >= 3 else (bands[0], bands[-1], bands[0])
+    """Name three bands for a picture: for the largest clusters in turn, the one most above its mean over clusters."""
+    most = [bands[int(band)] for band in (profile - profile.mean(axis=0)).argmax(axis=1)]
+    return (*dict.fromkeys([*most, *bands]), bands[0], bands[0])[:3]
 
 
 def thinned(source: ImageSource, bands: Sequence[str], *, index: bool = False) -> npt.NDArray[np.float64]:

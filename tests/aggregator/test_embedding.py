@@ -107,6 +107,12 @@ def test_a_cluster_whose_rules_do_not_stand_out_is_other() -> None:
     assert name_states(found, BANDS, {"tumour": ("keratin",), "stroma": ("dapi",)}) == ("stroma", "tumour", "other")
 
 
+def test_one_marker_of_a_state_is_enough_and_a_little_of_all_is_not() -> None:
+    rules = {"immune": ("cd8", "cd20")}
+    found = np.array([[9.0, 1.0], [1.0, 9.0], [3.5, 3.5], [1.0, 1.0]])
+    assert name_states(found, ("cd8", "cd20"), rules) == ("immune", "immune", "other", "other")
+
+
 def test_a_single_cluster_stands_out_in_nothing() -> None:
     assert name_states(np.array([[1.0, 2.0, 3.0, 4.0]]), BANDS, {"tumour": ("keratin",)}) == ("other",)
 
