@@ -25,7 +25,7 @@ from cairn.plan import CountsPlan
 from cairn.tally import add, zeros
 
 KEYS = 20_000_000
-SLOW = 500_000  # keys for the peers that take them one by one or hash with divisions
+SLOW = 1_000_000  # keys (an image) for the peers that take them one by one or hash with divisions
 SHAPES = ((16, 200_000), (10, 20_000))
 SEED = bytes(range(32))
 PRIME = 2**61 - 1
@@ -63,7 +63,7 @@ def updates(name: str, keys: Keys, depth: int, width: int) -> Iterator[Line]:
     few = keys[:SLOW]
     peers = {
         "authors_torch": rate(lambda: authors_torch(few, depth, width), len(few), 2),
-        "csvec": csvec(keys[: 8 * SLOW], depth, width),
+        "csvec": csvec(keys[: 4 * SLOW], depth, width),
         "np_unique": rate(lambda: np.unique(keys, return_counts=True), len(keys), 1),
         "datasketches": rate(lambda: datasketches(few, depth, width), len(few), 1),
         "machine_limit": machine_limit(depth, width),
