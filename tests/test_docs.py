@@ -13,7 +13,7 @@ from typer.main import get_command
 from cairn.cli import GROUP, make_app
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted(ROOT.glob("docs/**/*.md")) + [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+DOCS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
 
 
 def commands(command: Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
