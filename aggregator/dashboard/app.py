@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from aggregator.dashboard import assets, audits, maps, views, words
+from aggregator.dashboard import assets, audits, maps, site_views, views, words
 from aggregator.dashboard.access import LIFETIME, Access, Session, open_tokens
 from aggregator.dashboard.guard import COOKIE, HEADERS, PLOTS_POLICY, SecurityHeaders, SignedIn
 from aggregator.database import reading
@@ -26,7 +26,7 @@ from aggregator.store import BlobStore
 from cairn.errors import BadToken, CairnError
 
 FORM_BYTES = 4096
-WRONG_TOKEN = "This token does not open the dashboard."
+NOT_OPEN = "This token does not open the dashboard."
 
 
 def make_app(
@@ -105,7 +105,7 @@ class Pages:
     def overview(self, request: Request) -> Response:
         """Show all studies and sites, and what a person should look at."""
         with reading(self._engine) as session:
-            sites, studies = views.sites(session, self._clock()), views.studies(session)
+            sites, studies = site_views.sites(session, self._clock()), views.studies(session)
         totals = {
             "connected": sum(site.connected for site in sites),
             "enrolled": sum(site.state == "enrolled" for site in sites),
@@ -119,7 +119,7 @@ class Pages:
     def sites(self, request: Request) -> Response:
         """Show every site."""
         with reading(self._engine) as session:
-            return self._page(request, "sites.html", sites=views.sites(session, self._clock()))
+            return self._page(request, "sites.html", sites=site_views.sites(session, self._clock()))
 
     def study(self, request: Request) -> Response:
         """Show one study: its stages at each site, and its results when they are there."""
@@ -143,6 +143,7 @@ class Pages:
             rows=sorted({site for stage in at_sites for site in stage.cells}),
             merges=merges,
             version=results.digest if results else "",
+            remarks=maps.remarks(study.results),
             figures=maps.key_figures(study.stages, results),
             clusters=results.clusters if results else [],
         )
@@ -194,7 +195,7 @@ class Pages:
         except BadToken as error:
             return await run_in_threadpool(self._door, request, way, f"{error}.", 429)
         if cookie is None:
-            return await run_in_threadpool(self._door, request, way, WRONG_TOKEN, 401)
+            return await run_in_threadpool(self._door, request, way, NOT_OPEN, 401)
         answer = RedirectResponse(way, 303)
         answer.set_cookie(
             COOKIE,

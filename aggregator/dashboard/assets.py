@@ -33,7 +33,10 @@ def assets() -> dict[str, Asset]:
     bodies["plotly.min.js"] = plotly.offline.get_plotlyjs().encode()
     return {
         name: Asset(
-            body, gzip.compress(body, 6, mtime=0), _TYPES[name.rpartition(".")[2]], hashlib.sha256(body).hexdigest()[:12]
+            body,
+            gzip.compress(body, 6, mtime=0),
+            _TYPES[name.rpartition(".")[2]],
+            hashlib.sha256(body).hexdigest()[:12],
         )
         for name, body in bodies.items()
     }

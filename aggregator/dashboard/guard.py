@@ -15,8 +15,8 @@ from aggregator.dashboard.access import Access
 
 COOKIE: Final = "cairn_session"
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'{scripts}; connect-src 'self'; img-src 'self' data:; style-src 'self'{styles}; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'{scripts}; connect-src 'self'; img-src 'self' data:; "
+    "style-src 'self'{styles}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 STRICT_POLICY: Final = _POLICY.format(scripts="", styles="")
 PLOTS_POLICY: Final = _POLICY.format(

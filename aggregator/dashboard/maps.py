@@ -1,4 +1,4 @@
-"""A study's results as the pages need them: figures of the map from the heavy hitters' Parquet file, and key numbers."""
+"""A study's results as the pages need them: key numbers, and figures from the heavy hitters' Parquet file."""
 
 import io
 import json
@@ -113,7 +113,9 @@ def key_figures(stages: Sequence[StageView], results: Results | None) -> list[Ke
     sent = sum(stage.bytes for stage in stages)
     if sent:
         held = max(stage.raw_bytes for stage in stages)
-        found.append(KeyFigure("Left the sites", words.bytes_(sent), f"of {words.bytes_(held)} of images" if held else ""))
+        found.append(
+            KeyFigure("Left the sites", words.bytes_(sent), f"of {words.bytes_(held)} of images" if held else "")
+        )
     if results is None:
         return found
     if results.pixels is not None and results.foreground is not None:
@@ -126,6 +128,16 @@ def key_figures(stages: Sequence[StageView], results: Results | None) -> list[Ke
     if results.error_bound is not None:
         bound = words.count(round(results.error_bound))
         found.append(KeyFigure("Error bound", f"± {bound}", "pixels, before verification"))
+    return found
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """Say how the projection and the foreground were chosen, as soon as they are."""
+    found = []
+    if "explained_share" in results:
+        found.append(f"the projection keeps {results['explained_share']:.1%} of the bands' second moment")
+    if "cut_off" in results:
+        found.append(str(results["cut_off"]["said"]))
     return found
 
 
@@ -183,7 +195,9 @@ def read_heavy_hitters(parquet: bytes) -> HeavyHitters:
     """Read the columns that the figures need from the heavy hitters' Parquet file."""
     table = pq.read_table(io.BytesIO(parquet))
     columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in {"key", "state"}}
-    digits = sorted((name for name in columns if name[0] == "d" and name[1:].isdecimal()), key=lambda name: int(name[1:]))
+    digits = sorted(
+        (name for name in columns if name[0] == "d" and name[1:].isdecimal()), key=lambda name: int(name[1:])
+    )
     return HeavyHitters(
         count=columns["count"].astype(np.int64),
         digits=np.stack([columns[name] for name in digits], axis=1).astype(np.uint8),

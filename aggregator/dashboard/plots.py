@@ -1,6 +1,7 @@
 """Figures as Plotly JSON, made of arrays; colours and fonts of the page's theme are put on in the browser.
 
-Arrays travel as Plotly's own typed form, {"dtype", "bdata"}: little-endian bytes in base64, a third of what digits take.
+Arrays travel as Plotly's own typed form, {"dtype", "bdata"}: little-endian bytes in base64, a third of what
+digits take.
 """
 
 import base64

@@ -13,14 +13,11 @@ def count(number: float) -> str:
 
 def bytes_(number: float) -> str:
     """Write an amount of bytes in the decimal unit that fits, 12.8 MB."""
-    size = float(number)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size /= 1000
-    else:
-        unit = "PB"
-    return f"{size:.0f}{_THIN}{unit}" if unit == "B" or size >= 99.95 else f"{size:.1f}{_THIN}{unit}"
+    size, units = float(number), ["PB", "TB", "GB", "MB", "kB", "B"]
+    while size >= 999.5 and len(units) > 1:
+        size, _ = size / 1000, units.pop()
+    whole = units[-1] == "B" or size >= 99.95
+    return f"{size:.0f}{_THIN}{units[-1]}" if whole else f"{size:.1f}{_THIN}{units[-1]}"
 
 
 def utc(moment: datetime) -> str:
@@ -51,17 +48,13 @@ def short(text: object) -> str:
 def plain(value: Any) -> str:
     """Write a JSON value as words: lists with commas, mappings with colons, nothing as a dash."""
     match value:
-        case None:
-            return "–"
-        case str() | list() | tuple() | dict() if not value:
-            return "–"
         case bool():
             return "yes" if value else "no"
         case int():
             return count(value)
-        case list() | tuple():
+        case list() | tuple() if value:
             return ", ".join(plain(part) for part in value)
-        case dict():
+        case dict() if value:
             return "; ".join(f"{name}: {plain(part)}" for name, part in value.items())
         case _:
-            return str(value)
+            return str(value) if value or isinstance(value, float) else "–"

@@ -122,7 +122,9 @@ def add_upload(session: Session, plan: Plan, site: str, size: int) -> Upload:
     return upload
 
 
-def add_done_stage(session: Session, study: str, stage: StageName, opened: datetime, size: int, window: int = 0) -> None:
+def add_done_stage(
+    session: Session, study: str, stage: StageName, opened: datetime, size: int, window: int = 0
+) -> None:
     plan = add_plan(session, study, stage, "done", opened, window)
     uploads = []
     for n, site in enumerate(SITES):
@@ -145,7 +147,10 @@ def heavy_hitters(rows: int = 20_000, seed: int = 0) -> pa.Table:
     bend, along = rng.uniform(0, 2 * np.pi, len(STATES))[cluster], rng.normal(size=rows)
     drift = np.stack([along * 2.1, 0.5 * along**2 - 0.5 + rng.normal(size=rows) * 0.55], axis=1)
     turned = np.stack(
-        [drift[:, 0] * np.cos(bend) - drift[:, 1] * np.sin(bend), drift[:, 0] * np.sin(bend) + drift[:, 1] * np.cos(bend)],
+        [
+            drift[:, 0] * np.cos(bend) - drift[:, 1] * np.sin(bend),
+            drift[:, 0] * np.sin(bend) + drift[:, 1] * np.cos(bend),
+        ],
         axis=1,
     )
     places = centre[cluster] + turned
@@ -184,6 +189,8 @@ def results(store: BlobStore, folder: Path, rows: int = 20_000) -> dict[str, obj
         "foreground": 3_101_448_220,
         "mass": 0.8104,
         "error_bound": 2215.4,
+        "explained_share": 0.9631,
+        "cut_off": {"said": "the cut-off by the glass peak keeps 64.4% of the pixels that are not zero"},
         "bands": list(BANDS),
         "clusters": [
             {
@@ -219,8 +226,14 @@ def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW, ro
         for name in SITES:
             audit(session, now - timedelta(days=88), f"site/{name}", "enrol", name)
 
-        add_study(session, "melanoma-states", "awaiting_approval", now, results=results(store, folder, rows),
-                  message="The map is ready: name the clusters' states with cairn study approve melanoma-states")  # fmt: skip
+        add_study(
+            session,
+            "melanoma-states",
+            "awaiting_approval",
+            now,
+            results=results(store, folder, rows),
+            message="The map is ready: name the clusters' states with cairn study approve melanoma-states",
+        )
         for n, (stage, size) in enumerate(
             [("moments", 14_200), ("ranges", 310_000), ("counts", 18_400_000), ("recovery", 96_000)]
         ):
@@ -256,5 +269,11 @@ def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW, ro
         )
         session.get(Member, SITES[1]).working_fingerprint = counts.fingerprint
 
-        add_study(session, "colon-pilot", "failed", now, created_at=now - timedelta(days=20),
-                  message="The merged moments are singular: fewer than 8 bands differ; check the bands and create it anew")  # fmt: skip
+        add_study(
+            session,
+            "colon-pilot",
+            "failed",
+            now,
+            created_at=now - timedelta(days=20),
+            message="The merged moments are singular: fewer than 8 bands differ; check the bands and create it anew",
+        )

@@ -56,7 +56,9 @@ def test_the_session_cookie_is_for_this_site_and_no_script(visitor: httpx.Client
     assert "max-age" in answer.headers["strict-transport-security"]
 
 
-@pytest.mark.parametrize("way", ["//evil.example/", "/\\evil.example", "https://evil.example/", "javascript:alert(1)", "/\n/x"])
+@pytest.mark.parametrize(
+    "way", ["//evil.example/", "/\\evil.example", "https://evil.example/", "javascript:alert(1)", "/\n/x"]
+)
 def test_signing_in_never_leads_away_from_the_dashboard(visitor: httpx.Client, filled: Any, way: str) -> None:
     answer = visitor.post("/login", data={"token": filled.token, "next": way})
     assert answer.headers["location"] == "/"
@@ -155,9 +157,7 @@ def test_every_answer_carries_the_security_headers(operator: httpx.Client, path:
     assert "cache-control" in answer.headers
 
 
-def test_an_answer_to_an_unforeseen_failure_tells_nothing_and_carries_the_headers(
-    filled: Any, visit: Visit
-) -> None:
+def test_an_answer_to_an_unforeseen_failure_tells_nothing_and_carries_the_headers(filled: Any, visit: Visit) -> None:
     class Broken(Collector):
         def describe(self) -> Iterable[Metric]:
             return []

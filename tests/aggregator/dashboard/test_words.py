@@ -36,7 +36,7 @@ def test_a_digest_is_cut_and_a_name_is_not() -> None:
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(None, "–"), ([], "–"), (True, "yes"), (False, "no"), (0, "0"), (0.01, "0.01"), ("P1D", "P1D"),
+    [(None, "–"), ([], "–"), (True, "yes"), (False, "no"), (0, "0"), (0.0, "0.0"), (0.01, "0.01"), ("P1D", "P1D"),
      (["CD3", "CD4"], "CD3, CD4"), ({"tumour": ["PanCK"]}, "tumour: PanCK"), (20_000, "20\u202f000")],
 )  # fmt: skip
 def test_values_of_a_specification_are_written_plainly(value: Any, written: str) -> None:
