@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def ingest() -> Iterator[dict[str, Any]]:
     with prepared() as folder:
         path = folder / "slides" / "slide.ome.tif"
         path.parent.mkdir()
-        across = int((min(FILE_BYTES, shutil.disk_usage(folder).free // 2) / (2 * BANDS)) ** 0.5) // SIDE
+        across = ceil((min(FILE_BYTES, shutil.disk_usage(folder).free // 2) / (2 * BANDS)) ** 0.5 / SIDE)
         write_ome_tiff(path, across)
         size = path.stat().st_size / 1e6
         bare = min(bare_read(path) for _ in range(2))

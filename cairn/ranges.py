@@ -4,6 +4,7 @@ The cut-off is that of Sketch and Scale (Wei, Ivkin, Braverman & Szalay 2020, ar
 peak in the histogram of log intensity, and what is brighter than the peak by three half widths is tissue.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ Vector = npt.NDArray[np.float64]
 HALF_WIDTHS = 3
 MIN_FOREGROUND = 0.05  # of the pixels that are not zero
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # bins; levels are whole numbers, so dark bins are a comb
+MIN_PEAK = 0.02  # of the pixels that are not zero; fewer make no peak
 CONSTANT_BINS = 2  # of 512; a component within so few is taken for constant
 CONSTANT_WIDTH = 4.0  # 2 bins of 1/256 are then under half a digit at radix 256: the digit is 0 for every pixel
 
@@ -57,7 +59,10 @@ def ranges(tables: Mapping[str, Counts], quantile: float = 0.01, min_foreground:
         raise StudyError("every pixel at every site is zero; check the plan's offset and scale against the images")
     first = _cut_off_bin(intensity)
     share = int(intensity[first:].sum()) / total
-    if share < min_foreground:
+    if first == 0:
+        share, min_norm = 1.0, 0.0
+        said = "no glass peak stands out, so all pixels that are not zero are kept"
+    elif share < min_foreground:
         said = (
             f"the cut-off by the glass peak would keep {share:.1%} of the pixels that are not zero, under "
             f"{min_foreground:.1%}; there seems to be no glass, so all that are not zero are kept"
@@ -72,31 +77,40 @@ def ranges(tables: Mapping[str, Counts], quantile: float = 0.01, min_foreground:
 
 
 def _cut_off_bin(intensity: Counts) -> int:
-    """Return the first bin over mode + 3·(half width at half maximum) of the density of log intensity.
+    """Return the first bin over mode + 3·(half width at half maximum) of glass, the darkest peak.
 
-    The narrower side's half width is taken: tissue widens the peak on one side, few counts on the other. At least one
-    bin over the mode.
+    A peak is a maximum of the density of log intensity that falls to half on both sides before it rises higher, with
+    MIN_PEAK of the pixels between. The narrower side's half width is taken: tissue widens the peak on one side, few
+    counts on the other. At least one bin over the mode; 0 where nothing is a peak.
     """
     edges = np.log2(intensity_edges())
     width = np.diff(np.append(edges, edges[-1] + edges[-1] - edges[-2]))
     density = np.convolve(intensity / width, SMOOTHING, mode="same")
     centre = edges + width / 2
-    mode = int(np.argmax(density))
-    left = centre[mode] - _crossing(centre[mode::-1], density[mode::-1])
-    right = _crossing(centre[mode:], density[mode:]) - centre[mode]
-    cut = centre[mode] + HALF_WIDTHS * min(left, right)
-    return max(int(np.argmin(np.abs(edges - cut))), min(mode + 1, len(edges) - 1))
+    least = MIN_PEAK * int(intensity.sum())
+    for mode in np.flatnonzero(density > 0).tolist():
+        left, right = _half(density[mode::-1]), _half(density[mode:])
+        if left is None or right is None:
+            continue
+        if int(intensity[mode - math.floor(left) : mode + math.floor(right) + 1].sum()) >= least:
+            at = np.arange(len(centre))
+            sides = [abs(float(np.interp(place, at, centre)) - centre[mode]) for place in (mode - left, mode + right)]
+            cut = centre[mode] + HALF_WIDTHS * min(sides)
+            return max(int(np.argmin(np.abs(edges - cut))), min(mode + 1, len(edges) - 1))
+    return 0
 
 
-def _crossing(at: Vector, density: Vector) -> float:
-    """Return where a density, walked away from its mode, first falls to half, between bins by a straight line."""
+def _half(density: Vector) -> float | None:
+    """Return how many bins a density, walked away from its first bin, takes to fall to half of it.
+
+    By a straight line between bins; None when it rises over the first bin before that. Beyond the last bin it is 0.
+    """
     half = density[0] / 2
-    below = np.flatnonzero(density <= half)
-    if not len(below):
-        return float(at[-1])
-    i = int(below[0])
-    share = (density[i - 1] - half) / (density[i - 1] - density[i])
-    return float(at[i - 1] + share * (at[i] - at[i - 1]))
+    walked = np.append(density, 0.0)
+    i = int(np.flatnonzero(walked <= half)[0])
+    if np.any(walked[1:i] > density[0]):
+        return None
+    return float(i - 1 + (walked[i - 1] - half) / (walked[i - 1] - walked[i]))
 
 
 def _spans(histograms: Counts, quantile: float) -> tuple[Vector, Vector]:
