@@ -18,7 +18,7 @@ from cairn.rpc import errors_from_wire, mtls_channel
 from cairn.v1 import plans_pb2, plans_pb2_grpc
 from edge_node import worker
 from edge_node.approval import approve
-from edge_node.connection import read_enrolled
+from edge_node.connection import in_words, read_enrolled
 from edge_node.settings import SiteSettings
 
 OPENED = 500  # images that are opened; a folder may hold a hundred thousand
@@ -153,7 +153,7 @@ def _check_aggregator(settings: SiteSettings, report: SiteReport, now: datetime)
     try:
         plans = _open_plans(settings, who.address)
     except CairnError as error:
-        report.faults.append(str(error))
+        report.faults.append(in_words(error, who.address))
         return
     report.would = _would(settings, plans)
 

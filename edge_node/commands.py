@@ -1,6 +1,7 @@
 """`cairn edge …`: enrol the site, check it, run it, look at it, try a count without an aggregator."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -78,6 +79,7 @@ def run(config: Config) -> None:
     from edge_node.node import Node, alone  # noqa: PLC0415
     from edge_node.status import make_log  # noqa: PLC0415
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would break the log of JSON lines
     settings = load_settings(config)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -58,6 +58,19 @@ def read_enrolled(identity: Path) -> Enrolled:
     return Enrolled(who.name, who.federation, address, certificate.not_valid_after_utc)
 
 
+def in_words(error: BaseException | None, address: str) -> str:
+    """Say what keeps the site from its aggregator; a refused certificate is only known by how the call ends."""
+    text = str(error)
+    if "handshake failed" in text:
+        return f"the machine at {address} does not show a certificate of this federation; ask its operator"
+    if "failed to connect" in text and "Socket closed" in text:
+        return (
+            f"the aggregator at {address} hangs up on this site's certificate: it is over or of another federation; "
+            "see `cairn edge check`, and enrol again"
+        )
+    return text
+
+
 class Connection:
     """A site's channel to the aggregator, and the `Watch` stream that is held open on it.
 
@@ -154,7 +167,8 @@ class Connection:
         seconds = backoff(self._failures, self._pace, self._rng)
         error = state.outcome.exception() if state.outcome else None
         if not self._stop.is_set():
-            self._board.connection("away", f"{error}; trying again in {max(1, round(seconds))} s")
+            sentence = in_words(error, self._address)
+            self._board.connection("away", f"{sentence}; trying again in {max(1, round(seconds))} s")
             self._log.warning("not connected", kind=type(error).__name__, retry_in_seconds=round(seconds, 1))
         return seconds
 

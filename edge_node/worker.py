@@ -22,7 +22,7 @@ from edge_node.settings import Images, SiteSettings
 from edge_node.status import Board, Problem, Work, for_aggregator
 from edge_node.windows import Frozen, Stamp, Windows
 
-AHEAD = 3  # tiles that are read before they are counted
+AHEAD = 1  # tiles that wait for a counter; one more is being read. A tile can be 64 MiB large
 LOOKED_AT = 20  # images that are opened before a plan is refused because none has its bands
 
 # What the aggregator is told of an image that was left out; the sentence with the file's name stays at the site.

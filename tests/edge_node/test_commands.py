@@ -118,7 +118,12 @@ def test_asked_to_stop_in_the_middle_of_sending_the_service_ends_well_and_keeps_
     middle.publish(plan_of("counts")[0])
     edge = Edge(folder)
     edge.wait_until(lambda: middle.tallies.calls > 0, "sending")
+    middle.stop()
+    edge.wait_until(lambda: b"not connected" in Path(edge.log.name).read_bytes(), "the aggregator's absence noticed")
+    middle.start()
     assert edge.end(number) == 0
+    lines = [json.loads(line) for line in Path(edge.log.name).read_text(encoding="utf-8").splitlines()]
+    assert lines[-1]["event"] == "edge node stops"
     assert len(stored(folder, "pending")) == 1
 
 

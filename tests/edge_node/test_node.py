@@ -1,7 +1,6 @@
 """The service of a site, against an aggregator that restarts, refuses, forgets and closes."""
 
 import io
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -326,15 +325,39 @@ def test_a_certificate_near_its_end_is_renewed_and_used(tmp_path, middle):
     assert len(set(middle.serials)) == 2
 
 
-def test_a_certificate_of_another_authority_is_one_clear_sentence(tmp_path, site, middle):
+def shown(settings, words):
+    page = ask(settings.state_dir).page
+    wait_until(lambda: words in httpx.get(page).text, words)
+
+
+def test_a_machine_of_another_federation_in_the_aggregators_place_is_not_trusted(site, middle):
     stranger = Middle()
-    stranger.port = middle.port
-    stranger.enrol(tmp_path / "other" / "identity")
-    with running(write_settings(tmp_path, "").model_copy(update={"state_dir": tmp_path / "other"})):
-        wait_until((tmp_path / "other" / "addresses.json").exists, "running")
-        page = json.loads((tmp_path / "other" / "addresses.json").read_bytes())["page"]
-        wait_until(lambda: "Not connected" in httpx.get(f"http://{page}/").text, "shown")
+    with running(site):
+        wait_until(lambda: middle.watching > 0, "connected")
+        middle.stop()
+        stranger.port = middle.port
+        stranger.start()
+        shown(site, "does not show a certificate of this federation")
+        stranger.stop()
+        middle.start()
+        shown(site, "Connected")
+    assert stranger.serials == []
+
+
+@pytest.mark.parametrize("of", ["another federation", "the past"])
+def test_a_wrong_certificate_is_one_clear_sentence_and_nothing_is_sent(of, tmp_path, middle):
+    identity = tmp_path / "state" / "identity"
+    if of == "the past":
+        middle.enrol(identity, begin=datetime.now(UTC) - timedelta(days=9), lasts=timedelta(days=8))
+    else:
+        stranger = Middle()
+        stranger.port = middle.port
+        stranger.enrol(identity)
+        (identity / "ca.pem").write_bytes(middle.authority.pem)
+    with running(write_settings(tmp_path)) as log:
+        shown(write_settings(tmp_path), "is over or of another federation")
     assert middle.serials == []
+    assert "not connected" in log.getvalue()
 
 
 def test_one_service_at_a_time_holds_a_state_folder(tmp_path):
