@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import webbrowser
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,9 @@ def demo(
         bool | None, typer.Option("--keep/--no-keep", help="Keep the dashboard up afterwards. Default: on a terminal.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the dashboard in a browser.")] = False,  # noqa: FBT002
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated tissue.")] = 0,
+    images: Annotated[int, typer.Option(min=1, help="Generated images a site.")] = 3,
+    side: Annotated[int, typer.Option(min=64, help="Their side in pixels.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
 ) -> None:
     """Deal images to sites, run every stage, compare with exact counts, draw, and say what it cost."""
     console = Console()
@@ -52,7 +54,7 @@ def demo(
     if make_data and data is not None:
         raise ConfigError("--make-data generates images and --data names some that exist; give one of them")
     states, composite = ({}, ()) if data else (STATE_RULES, COMPOSITE_BANDS)
-    data = data.resolve() if data else generated(out / "data", sites, seed, console)
+    data = data.resolve() if data else generated(out / "data", Recipe(sites, images, side, seed), console)
     if make_data:
         console.print(f"images  {data}\ntruth   {data.with_name('truth')}", highlight=False, soft_wrap=True)
         return
@@ -87,14 +89,24 @@ def prepare(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def generated(folder: Path, sites: int, seed: int, console: Console) -> Path:
-    """Make tissue for a number of sites, or take what an earlier demo made with the same arguments."""
-    made = folder / "made.json"
-    recipe = json.dumps({"folders": sites, "images_per_folder": 3, "size": 1024, "seed": seed})
-    if not (made.is_file() and made.read_text(encoding="utf-8") == recipe):
+@dataclass(frozen=True)
+class Recipe:
+    """What the generated tissue is made from."""
+
+    folders: int
+    images_per_folder: int
+    size: int
+    seed: int
+
+
+def generated(folder: Path, recipe: Recipe, console: Console) -> Path:
+    """Make tissue by a recipe, or take what an earlier demo made by the same one; returns the folder of images."""
+    made = folder / "recipe.json"
+    written = json.dumps(asdict(recipe))
+    if not (made.is_file() and made.read_text(encoding="utf-8") == written):
         shutil.rmtree(folder, ignore_errors=True)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("making tissue images")
-            make_tissue(folder, **json.loads(recipe), progress=lambda n, of: bar.update(task, completed=n, total=of))
-        made.write_text(recipe, encoding="utf-8")
+            make_tissue(folder, **asdict(recipe), progress=lambda n, of: bar.update(task, completed=n, total=of))
+        made.write_text(written, encoding="utf-8")
     return folder / "images"
