@@ -9,6 +9,7 @@ from cairn import codec
 from cairn.errors import CairnError, IdentityError, PlanError, PlanNotApproved
 from cairn.plan import Plan, fingerprint
 from cairn.rpc import NAME
+from cairn.v1 import plans_pb2
 from edge_node.audit import AuditLog, Departure
 from edge_node.status import Log
 
@@ -73,10 +74,11 @@ class Offers:
     def take(self, published: Sequence[bytes]) -> None:
         """Take the list of open plans as it is now. Raises IdentityError when the answers are not heard for that."""
         with self._lock:
-            before, self._offers = self._offers, {}
+            now = {}
             for data in published:
                 of = fingerprint(data)
-                self._offers[of] = before.get(of) or self._first_sight(data, of)
+                now[of] = self._offers.get(of) or self._first_sight(data, of)
+            self._offers = now  # at once: the work on a plan is given up as soon as it is not open
             self._tell()
 
     def reconsider(self) -> None:
@@ -120,9 +122,10 @@ class Offers:
             study, window = (offer.plan.study, offer.plan.window) if offer.plan else ("", 0)
             what = "takes part" if offer.reason is None else f"does not take part: {offer.reason}"
             try:
-                self._audit.append_once(
-                    Departure("answer", what, study, stage, window, len(what.encode()), "", of.hex())
-                )
+                size = plans_pb2.AnswerRequest(
+                    fingerprint=of, accepted=offer.reason is None, reason=offer.reason or ""
+                ).ByteSize()
+                self._audit.append_once(Departure("answer", what, study, stage, window, size, "", of.hex()))
                 self._answer(of, offer.reason)
             except IdentityError:
                 raise

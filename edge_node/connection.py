@@ -89,6 +89,7 @@ class Connection:
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
         self._failures = 0
         self._channel = mtls_channel(address, enrolment.tls_files(identity))
+        self._old: list[grpc.Channel] = []
 
     def channel(self) -> grpc.Channel:
         """Return the channel of now; after a renewed certificate it is another."""
@@ -96,7 +97,8 @@ class Connection:
 
     def close(self) -> None:
         """Hang up; calls under way end."""
-        self._channel.close()
+        for channel in (*self._old, self._channel):
+            channel.close()
 
     def watch(self, offered: Offered) -> None:
         """Keep watching until `stop` is set, through restarts of the aggregator and of the network.
@@ -155,8 +157,8 @@ class Connection:
         except CairnError as error:
             self._log.warning("certificate not renewed", kind=type(error).__name__)
             return
-        old, self._channel = self._channel, mtls_channel(self._address, files)
-        old.close()
+        self._old.append(self._channel)  # a call may be about to begin on it; it is closed at the end
+        self._channel = mtls_channel(self._address, files)
         self._log.info("certificate renewed")
 
     def _sleep(self, seconds: float) -> None:
