@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 (a compiled function takes its arrays one by one)
 """Pixels on the CPU: the definition of `cairn.kernels.pixels_numpy`, bit for bit, in blocks that stay in the L1 cache.
 
 Scores are summed in int32 where a block's brightest level cannot overflow it, else in float64; both are exact, so

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 (as many arguments as the formula has)
 """Pixels in plain NumPy: the slow, obvious definition that every other backend equals bit for bit.
 
 A tile is planar, uint16[bands, n]. Nothing here rounds in an order that a machine could choose (docs/MATHS_PIXELS.md):
