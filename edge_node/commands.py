@@ -13,9 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cairn import codec, enrolment, invitation
+from cairn import invitation
 from cairn.errors import BadToken, ConfigError
-from cairn.plan import fingerprint
 from edge_node.settings import load_settings
 
 app = typer.Typer(
@@ -41,7 +40,8 @@ def enrol(
 
     Example: `cairn edge enrol --invitation invitation.txt --config site.toml`
     """
-    from edge_node.connection import keep_address, read_enrolled  # noqa: PLC0415 - each command loads what it needs
+    from cairn import enrolment  # noqa: PLC0415 - each command loads what it needs
+    from edge_node.connection import keep_address, read_enrolled  # noqa: PLC0415
 
     settings = load_settings(config)
     wanted = invitation.parse(_text_of(invited))
@@ -76,10 +76,10 @@ def run(config: Config) -> None:
 
     Example: `cairn edge run --config site.toml`
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at its import; its lines would break the log of JSON lines
     from edge_node.node import Node, alone  # noqa: PLC0415
     from edge_node.status import make_log  # noqa: PLC0415
 
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would break the log of JSON lines
     settings = load_settings(config)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,7 +127,8 @@ def count(
 
     Example: `cairn edge count --config site.toml --plan moments.plan --out moments.tally`
     """
-    from cairn import kernels  # noqa: PLC0415
+    from cairn import codec, kernels  # noqa: PLC0415
+    from cairn.plan import fingerprint  # noqa: PLC0415
     from edge_node.status import Board  # noqa: PLC0415
     from edge_node.worker import Job, count_offline  # noqa: PLC0415
 
