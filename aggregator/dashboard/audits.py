@@ -42,7 +42,7 @@ class MergeView:
     @property
     def sites(self) -> str:
         """The sites in a few words."""
-        names = [upload.site for upload in self.uploads]
+        names = sorted(upload.site for upload in self.uploads)
         return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 

@@ -114,7 +114,7 @@ def key_figures(stages: Sequence[StageView], results: Results | None) -> list[Ke
     if sent:
         held = max(stage.raw_bytes for stage in stages)
         found.append(
-            KeyFigure("Left the sites", words.bytes_(sent), f"of {words.bytes_(held)} of images" if held else "")
+            KeyFigure("Left the sites", words.bytes_(sent), f"from {words.bytes_(held)} of images" if held else "")
         )
     if results is None:
         return found
@@ -135,9 +135,10 @@ def remarks(results: dict[str, Any]) -> list[str]:
     """Say how the projection and the foreground were chosen, as soon as they are."""
     found = []
     if "explained_share" in results:
-        found.append(f"the projection keeps {results['explained_share']:.1%} of the bands' second moment")
+        found.append(f"The projection keeps {results['explained_share']:.1%} of the bands' second moment")
     if "cut_off" in results:
-        found.append(str(results["cut_off"]["said"]))
+        said = str(results["cut_off"]["said"])
+        found.append(said[:1].upper() + said[1:])
     return found
 
 

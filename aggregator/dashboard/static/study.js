@@ -8,6 +8,7 @@
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const narrow = () => matchMedia("(max-width: 700px)").matches;
   const ARRAYS = { u1: Uint8Array, i2: Int16Array, f4: Float32Array, f8: Float64Array };
+  const grouped = new Intl.NumberFormat("en"); // one for all: making one for each number takes most of a second
   let shown = "";    // version of the results that is drawn
   let points = null; // the map's arrays
   let alone = null;  // the cluster that is shown alone
@@ -59,9 +60,9 @@
     const called = names();
     const n = points.count.length, digits = points.digits.length / n;
     return Array.from({ length: n }, (_, i) => {
-      const key = Array.from(points.digits.subarray(i * digits, (i + 1) * digits)).join(" · ");
+      const key = points.digits.subarray(i * digits, (i + 1) * digits).join(" · ");
       const cluster = called.get(points.cluster[i]) ?? "none";
-      return `${points.count[i].toLocaleString("en")} pixels, rank ${(n - i).toLocaleString("en")}<br>digits ${key}<br>cluster ${cluster}`;
+      return `${grouped.format(points.count[i])} pixels, rank ${grouped.format(n - i)}<br>digits ${key}<br>cluster ${cluster}`;
     });
   }
 
@@ -80,7 +81,7 @@
     const logs = points.count.map((count) => Math.log10(Math.max(1, count)));
     const top = Math.ceil(logs.reduce((a, b) => Math.max(a, b), 0));
     const ticks = Array.from({ length: top + 1 }, (_, i) => i);
-    const colorbar = bar("pixels", { tickvals: ticks, ticktext: ticks.map((i) => (10 ** i).toLocaleString("en")) });
+    const colorbar = bar("pixels", { tickvals: ticks, ticktext: ticks.map((i) => grouped.format(10 ** i)) });
     const low = logs.reduce((a, b) => Math.min(a, b), Infinity);
     return { color: logs, cmin: low, cmax: Math.max(top, low + 1), colorscale: "Viridis", showscale: true, colorbar };
   }
@@ -88,7 +89,7 @@
   async function byBand() {
     const band = await get("band", `&band=${bandChoice.value}`);
     const name = points.bands[Number(bandChoice.value)];
-    return { color: read(band.values), cmin: band.low, cmax: band.high, colorscale: "Viridis", showscale: true, colorbar: bar("", { tickformat: ".2f" }), name };
+    return { color: read(band.values), cmin: band.low, cmax: band.high, colorscale: "Viridis", showscale: true, colorbar: bar("", { tickformat: ".2~g", nticks: 5 }), name };
   }
 
   const choice = () => document.querySelector('input[name="colour"]:checked').value;

@@ -128,10 +128,10 @@ def test_a_site_that_a_closed_stage_did_not_wait_for_is_said_to_have_missed_it(
 def test_a_finished_map_shows_its_key_numbers_and_clusters(operator: httpx.Client) -> None:
     page = operator.get("/studies/melanoma-states", headers=HTML).text
     text = words(page)
-    assert "Left the sites 76.0 MB of 1.9 TB of images" in text
+    assert "Left the sites 76.0 MB from 1.9 TB of images" in text
     assert "Mass they hold 81.0 % of the foreground" in text
     assert "Error bound ± 2 215" in text
-    assert "keeps 96.3% of the bands' second moment; the cut-off by the glass peak keeps 64.4%" in text
+    assert "keeps 96.3% of the bands' second moment. The cut-off by the glass peak keeps 64.4%" in text
     assert page.count('class="entry"') == 10
     assert "0 · tumour" in text
 
