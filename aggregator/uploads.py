@@ -42,7 +42,7 @@ class Committed:
 
 
 def quota(stage: Stage) -> int:
-    """Most bytes that a tally file of a stage can have: int64 tables that zstd could not make smaller, and the head."""
+    """Most bytes that a tally file of a stage can have: int64 tables that nothing could make smaller, and the head."""
     plain = sum(8 * int(np.prod(shape, dtype=object)) for shape in stage.shapes().values())
     return plain + plain // 128 + 1024 * len(stage.shapes()) + codec.HEADER_LIMIT
 

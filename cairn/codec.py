@@ -1,24 +1,24 @@
 """Bytes that all parties agree on: the published plan, and the tally file.
 
 A tally file (docs/PROTOCOL.md): "CAIRNTLY", header length as little-endian uint32, a `cairn.v1.TallyHeader`, then each
-table's little-endian int32 or int64 (the narrower when every count fits), zstd-compressed. Written atomically and the
+table's little-endian int32 or int64 (the narrower when every count fits), packed. Written atomically and the
 same for the same tables, so that its SHA-256 names its content.
 """
 
 import hashlib
-import io
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 from google.protobuf.message import DecodeError
 
 from cairn.errors import ChecksumMismatch, PlanError, PlanMismatch
 from cairn.files import write_atomically
+from cairn.packing import Table, pack, read_plain, unpack
 from cairn.pixels import PixelLevels, Quantiser
 from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, Plan, RangesPlan, RecoveryPlan, Stage
 from cairn.sketch import SketchSpec
@@ -28,7 +28,8 @@ from cairn.v1 import plan_pb2, tallies_pb2
 MAGIC = b"CAIRNTLY"
 VERSION = 1
 HEADER_LIMIT = 1 << 20
-Table = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+PACKED = "planes+zstd"
+READERS = {PACKED: unpack, "none": read_plain}
 
 
 def encode_plan(plan: Plan) -> bytes:
@@ -141,12 +142,10 @@ def write_tally(path: Path, tally: Tally) -> bytes:
     Raises OSError (a full disk) and leaves nothing.
     """
     stored = [(name, _narrow(table)) for name, table in sorted(tally.tables.items())]
-    # zstd's own checksum guards a table for as long as it lies on a disk, at a twentieth of SHA-256's cost.
-    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
     header = tallies_pb2.TallyHeader(version=VERSION, fingerprint=tally.fingerprint)
     payloads = []
     for name, table in stored:
-        payload = compressor.compress(table.data)
+        payload = pack(table)
         payloads.append(payload)
         header.tables.add(
             name=name,
@@ -154,7 +153,7 @@ def write_tally(path: Path, tally: Tally) -> bytes:
             shape=table.shape,
             sha256=hashlib.sha256(table.data).digest(),
             stored_size=len(payload),
-            compression="zstd",
+            compression=PACKED,
         )
     head = header.SerializeToString(deterministic=True)
     digest = hashlib.sha256()
@@ -197,17 +196,19 @@ def read_tables(
              Without, every table has memory of its own.
     """
     for turn, head in enumerate(headers):
-        if head.dtype not in {"<i4", "<i8"} or head.compression not in {"zstd", "none"}:
+        read = READERS.get(head.compression)
+        if head.dtype not in {"<i4", "<i8"} or read is None:
             raise ChecksumMismatch(f"table {head.name!r} is stored as {head.dtype} by {head.compression}: unknown")
         dtype = np.dtype(head.dtype)
-        size = int(np.prod(head.shape, dtype=object)) * dtype.itemsize
+        shape = [int(n) for n in head.shape]
+        size = math.prod(shape) * dtype.itemsize
         raw = buffers[turn % len(buffers)][:size] if buffers else np.empty(size, np.uint8)
-        whole = _unpack(_Stored(file, head.stored_size), head.compression, raw)
+        whole = read(file, head.stored_size, raw.view(dtype))
         if not whole or (hashed and hashlib.sha256(raw.data).digest() != head.sha256):
             raise ChecksumMismatch(
                 f"table {head.name!r} of the tally file is not what its checksum says; send it again"
             )
-        yield head.name, raw.view(dtype).reshape([int(n) for n in head.shape])
+        yield head.name, raw.view(dtype).reshape(shape)
 
 
 def read_tally(path: Path) -> Tally:
@@ -230,38 +231,3 @@ def check_header(header: tallies_pb2.TallyHeader, fingerprint: bytes, stage: Sta
 def _narrow(table: npt.NDArray[np.int64]) -> Table:
     fits = table.size == 0 or (int(table.min()) >= -(2**31) and int(table.max()) < 2**31)
     return np.ascontiguousarray(table, "<i4" if fits else "<i8")
-
-
-class _Stored(io.RawIOBase):
-    """The next bytes of a file, so many and no more."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self.left = size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, into: Any) -> int:  # the buffer protocol has no name before Python 3.12
-        view = memoryview(into).cast("B")[: self.left]
-        read = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it; the stub does not
-        self.left -= read
-        return int(read)
-
-
-def _unpack(stored: _Stored, compression: str, into: npt.NDArray[np.uint8]) -> bool:
-    """Fill an array from stored bytes; false when they are fewer, more or damaged.
-
-    Bounded: a few bytes can unpack to terabytes, and the table's size is known from the plan.
-    """
-    view = memoryview(into.data)
-    source: Any = stored
-    if compression == "zstd":
-        source = zstandard.ZstdDecompressor().stream_reader(cast("BinaryIO", stored), read_size=1 << 17)
-    try:
-        while view and (filled := source.readinto(view)):
-            view = view[filled:]
-        # The read behind the last byte takes in the end of a zstd frame and compares its checksum.
-        return not view and not source.read(1) and not stored.left
-    except zstandard.ZstdError:
-        return False

@@ -200,7 +200,7 @@ class TableHeader(_message.Message):
     stored_size: _builtins.int
     """Bytes of this table in the file."""
     compression: _builtins.str
-    """"zstd" or "none"."""
+    """"planes+zstd" (cairn/packing.py) or "none"."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
