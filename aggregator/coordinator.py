@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from aggregator import database, merging, records, steps, studies, tables
 from aggregator.board import Board
@@ -70,6 +71,7 @@ class Coordinator:
 
     def start(self) -> None:
         """Keep studies going, and the board fresh, until `stop`."""
+        self._uploads.tidy()
         for thread in self._threads:
             thread.start()
 
@@ -134,28 +136,33 @@ class Coordinator:
         return self._commit(study, outcome, "")
 
     def _close(self, study: tables.Study, plan: tables.Plan) -> bool:
+        with database.reading(self._engine) as session:
+            decision = self._decide(session, study, plan)
+        if isinstance(decision, studies.Wait):
+            if decision.message == study.message:
+                return False
+            self._say(study.name, decision.message)
+            return True
         with database.writing(self._engine) as session:
             row = session.get(tables.Plan, plan.fingerprint)
             if row is None or row.state != "open":
                 return False
-            min_sites = StudySpec.model_validate(study.spec).min_sites
-            decision = studies.closing(
-                records.participants(session, row.fingerprint), min_sites, row.deadline, self._now()
-            )
+            decision = self._decide(session, study, row)  # again, now that nobody else can change anything
             if isinstance(decision, studies.Wait):
-                changed = records.say(session, study.name, decision.message)
-                closed = False
-            else:
-                row.state, row.closed_at, row.sites_expected = "closed", self._now(), list(decision.sites)
-                database.audit(
-                    session, self._now(), AGGREGATOR, "close", row.fingerprint,
-                    study=row.study, stage=row.stage, window=row.window, sites=list(decision.sites),
-                )  # fmt: skip
-                changed = closed = True
-        if closed:
-            self._log.info("stage closed", study=plan.study, stage=plan.stage, window=plan.window)
-            self._uploads.forget(plan.fingerprint)
-        return changed
+                return False
+            row.state, row.closed_at, row.sites_expected = "closed", self._now(), list(decision.sites)
+            database.audit(
+                session, self._now(), AGGREGATOR, "close", row.fingerprint,
+                study=row.study, stage=row.stage, window=row.window, sites=list(decision.sites),
+            )  # fmt: skip
+        self._log.info("stage closed", study=plan.study, stage=plan.stage, window=plan.window)
+        self._uploads.forget(plan.fingerprint)
+        return True
+
+    def _decide(self, session: Session, study: tables.Study, plan: tables.Plan) -> studies.Close | studies.Wait:
+        min_sites = StudySpec.model_validate(study.spec).min_sites
+        sites = records.participants(session, plan.fingerprint)
+        return studies.closing(sites, min_sites, plan.deadline, self._now())
 
     def _merge(self, plan: tables.Plan) -> bool:
         with database.reading(self._engine) as session:

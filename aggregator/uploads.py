@@ -139,6 +139,14 @@ class Uploads:
             for key in [key for key in self._locks if key[0] == plan and not self._locks[key].locked()]:
                 del self._locks[key]
 
+    def tidy(self) -> None:
+        """Drop the partial files that a crash left of plans that are closed since."""
+        kept = [folder.name for folder in self._spool.iterdir() if folder.is_dir()] if self._spool.is_dir() else []
+        with database.reading(self._engine) as session:
+            wanted = set(session.scalars(select(tables.Plan.fingerprint).filter_by(state="open")))
+        for plan in set(kept) - wanted:
+            self.forget(plan)
+
     def _append(self, plan: str, site: str, offset: int, data: bytes) -> None:
         if len(data) > MESSAGE:
             raise TooLarge(f"a message brought {len(data)} bytes where at most {MESSAGE} are taken; send smaller ones")

@@ -289,6 +289,21 @@ def test_closing_drops_the_parts_that_nobody_will_finish(federation: Federation,
     assert not (federation.folder / "spool" / plan.fingerprint).exists()
 
 
+def test_a_restart_drops_the_parts_of_plans_that_were_closed_before_the_crash(
+    federation: Federation, plan: tables.Plan
+) -> None:
+    federation.create(spec(name="other"))
+    with database.reading(federation.engine) as session:
+        other = records.find_plan(session, "other", "moments", 0)
+    for one in (plan, other):
+        federation.uploads.append(one.fingerprint, "north", 0, b"a beginning")
+    with database.writing(federation.engine) as session:
+        session.get_one(tables.Plan, plan.fingerprint).state = "closed"
+    federation.reopen()
+    federation.uploads.tidy()
+    assert [folder.name for folder in (federation.folder / "spool").iterdir()] == [other.fingerprint]
+
+
 def test_a_site_revoked_before_its_last_message_is_not_counted(federation: Federation, plan: tables.Plan) -> None:
     federation.revoke("north")
     with pytest.raises(Revoked, match="north was revoked while it sent its tally"):
