@@ -1,6 +1,5 @@
 """Heavy hitters: fill a key's prefix levels from a stream, and find the most frequent keys from the tables alone."""
 
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from cairn.sketch import error_bound
 Counts = npt.NDArray[np.int64]
 Private = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
-WIDE_CACHE = 2**18  # words; pays, though slower than the small one, where an update of the table is dear
-SMALL_CACHE = 2**16  # words; prefixes, of which there are fewer, and whole keys of a table that fits the CPU's cache
-CHEAP_TABLE = 2**20  # counters
+LEAF_CACHE = 2**18  # words; whole keys, of which there are many
+PREFIX_CACHE = 2**16  # words; prefixes, of which there are fewer
 BATCH = 2**17  # combined pairs that go to a table at once
 JOURNAL = 2**20  # pairs since the last checkpoint that are kept, to be taken back one by one
 INT32_MAX = 2**31 - 1
@@ -90,7 +88,7 @@ class _Base:
     def apply(self, table: Private, keys: Keys, counts: Counts) -> None:
         """Add pairs to a table of one level: dense (one axis) or a sketch (two)."""
         if table.ndim == 1:
-            np.add.at(table, keys.astype(np.int64), counts.astype(table.dtype))
+            self.kernels.scatter(table, keys, counts)
         else:
             self.kernels.update(table, keys, counts, self._seeds)
 
@@ -109,12 +107,13 @@ class _Worker:
     def __init__(self, base: _Base, levels: tuple[int, ...], key_bits: int) -> None:
         self._base = base
         self._shifts = [a - b for a, b in zip((key_bits, *levels), levels, strict=False)]
-        wide = math.prod(base.shapes[0]) > CHEAP_TABLE
-        sizes = [WIDE_CACHE if wide else SMALL_CACHE] + [SMALL_CACHE] * (len(levels) - 1)
+        sizes = [LEAF_CACHE] + [PREFIX_CACHE] * max(
+            0, len(levels) - 2
+        )  # the dense table needs none, unless it is alone
         self._caches = [np.zeros(size, np.uint64) for size in sizes]
-        self._keys = [np.empty(BATCH, np.uint64) for _ in levels]
-        self._counts = [np.empty(BATCH, np.int64) for _ in levels]
-        self._filled = [0] * len(levels)
+        self._keys = [np.empty(BATCH, np.uint64) for _ in sizes]
+        self._counts = [np.empty(BATCH, np.int64) for _ in sizes]
+        self._filled = [0] * len(sizes)
         self._tables: list[Private] = [np.zeros(shape, np.int32) for shape in base.shapes]
         self._weight = 0  # keys added since the tables were zero
         self._journal: list[tuple[int, Keys, Counts]] = []
@@ -192,17 +191,26 @@ class _Worker:
 
     def _flush(self, level: int) -> None:
         filled, self._filled[level] = self._filled[level], 0
-        keys, counts = self._keys[level][:filled], self._counts[level][:filled]
-        if not filled:
+        self._hand_on(level, self._keys[level][:filled], self._counts[level][:filled])
+
+    def _hand_on(self, level: int, keys: Keys, counts: Counts) -> None:
+        """Add combined pairs to this level's table and, cut shorter, to the levels after it."""
+        if not len(keys):
             return
+        self._record(level, keys, counts)
+        if level + 2 < len(self._shifts):
+            self._push(level + 1, keys, counts)
+        elif level + 2 == len(self._shifts):  # the dense table, to which adding costs less than combining
+            self._record(level + 1, keys >> np.uint64(self._shifts[level + 1]), counts)
+
+    def _record(self, level: int, keys: Keys, counts: Counts) -> None:
+        """Add pairs to this level's table and to the journal."""
         self._base.apply(self._tables[level], keys, counts)
         if self._journal_open:
             self._journal.append((level, keys.copy(), counts.copy()))
-            self._journal_pairs += filled
+            self._journal_pairs += len(keys)
             if self._journal_pairs > JOURNAL:
                 self._close_journal()
-        if level + 1 < len(self._shifts):
-            self._push(level + 1, keys, counts)
 
     def _drain(self) -> None:
         """Empty every cache and batch into the tables, the whole keys first."""
@@ -210,12 +218,7 @@ class _Worker:
             self._flush(level)
             keys, counts = np.empty(len(cache), np.uint64), np.empty(len(cache), np.int64)
             emitted = self._base.kernels.drain(cache, keys, counts)
-            for start in range(0, emitted, BATCH):
-                part = slice(start, min(start + BATCH, emitted))
-                self._filled[level] = part.stop - start
-                self._keys[level][: part.stop - start] = keys[part]
-                self._counts[level][: part.stop - start] = counts[part]
-                self._flush(level)
+            self._hand_on(level, keys[:emitted], counts[:emitted])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ class _Update(Protocol):
     def __call__(self, table: _Table, keys: _U64, counts: _I64, seeds: _U64) -> None: ...
 
 
+class _Scatter(Protocol):
+    def __call__(self, table: _Table, keys: _U64, counts: _I64) -> None: ...
+
+
 class _Estimate(Protocol):
     def __call__(self, table: _Table, keys: _U64, seeds: _U64) -> _I64: ...
 
@@ -72,6 +76,7 @@ class Kernels:
 
     name: Backend
     update: _Update
+    scatter: _Scatter
     estimate: _Estimate
     combine: _Combine
     drain: _Drain
@@ -105,6 +110,7 @@ def _bundle(name: Backend, sketch: Any, pixels: Any) -> Kernels:
     return Kernels(
         name=name,
         update=sketch.update,
+        scatter=sketch.scatter,
         estimate=sketch.estimate,
         combine=sketch.combine,
         drain=sketch.drain,

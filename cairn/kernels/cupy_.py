@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cairn.errors import ConfigError
 from cairn.kernels.pixels_numba import lookup, moments, profile, to_levels, unit_histogram
-from cairn.kernels.sketch_numba import combine, drain
+from cairn.kernels.sketch_numba import combine, drain, scatter
 
 __all__ = [
     "combine",
@@ -28,6 +28,7 @@ __all__ = [
     "lookup",
     "moments",
     "profile",
+    "scatter",
     "to_levels",
     "unit_histogram",
     "update",

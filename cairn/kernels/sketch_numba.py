@@ -35,6 +35,12 @@ def update(table: Table, keys: Keys, counts: Counts, seeds: RowSeeds) -> None:
     _update(table, keys, counts, seeds)
 
 
+def scatter(table: Table, keys: Keys, counts: Counts) -> None:
+    """Add counts to a dense table at its keys, in place; see the definition."""
+    if not _scatter(table, keys, counts):
+        raise IndexError(f"a key is beyond the dense table's {len(table)} counters; count keys of the plan's key space")
+
+
 def estimate(table: Table, keys: Keys, seeds: RowSeeds) -> Counts:
     """Estimate each key's count, the median over rows; see the definition."""
     found = np.empty(len(keys), np.int64)
@@ -110,6 +116,16 @@ def _update(table: Any, keys: Keys, counts: Counts, seeds: RowSeeds) -> int:
                 s = np.int64(t & np.uint32(1))
                 row[t >> np.uint32(1)] += (weights[i] ^ -s) + s
     return touched  # so that the compiler keeps the reading
+
+
+@_jit
+def _scatter(table: Any, keys: Keys, counts: Counts) -> bool:
+    size = np.uint64(len(table))
+    for i in range(len(keys)):
+        if keys[i] >= size:
+            return False
+        table[keys[i]] += counts[i]
+    return True
 
 
 @_jit

@@ -26,6 +26,16 @@ def update(table: Table, keys: Keys, counts: Counts, seeds: RowSeeds) -> None:
         np.add.at(row, column, (sign * counts).astype(row.dtype))
 
 
+def scatter(table: Table, keys: Keys, counts: Counts) -> None:
+    """Add counts to a dense table at its keys, in place.
+
+    table   int32 or int64[m], arithmetic mod 2^32 or 2^64
+    keys    uint64[n], each below m; IndexError otherwise
+    counts  int64[n]
+    """
+    np.add.at(table, keys.astype(np.int64), counts.astype(table.dtype))
+
+
 def estimate(table: Table, keys: Keys, seeds: RowSeeds) -> Counts:
     """Estimate each key's count: the median over rows of sign times bucket.
 

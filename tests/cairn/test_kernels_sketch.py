@@ -59,6 +59,23 @@ def test_numba_equals_the_definition_over_many_blocks(depth, width):
     assert np.array_equal(DEFINITION.estimate(slow, keys, seeds), NUMBA.estimate(slow, keys, seeds))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_numba_adds_to_a_dense_table_as_the_definition(dtype):
+    rng = np.random.default_rng(6)
+    keys, counts = rng.integers(0, 300, 5000, np.uint64), rng.integers(-(2**40), 2**40, 5000)
+    slow, fast = np.zeros(300, dtype), np.zeros(300, dtype)
+    DEFINITION.scatter(slow, keys, counts)
+    NUMBA.scatter(fast, keys, counts)
+    assert slow.any()
+    assert np.array_equal(slow, fast)
+
+
+@pytest.mark.parametrize("backend", [DEFINITION, NUMBA], ids=lambda backend: backend.name)
+def test_a_key_beyond_the_dense_table_is_an_error_and_not_a_stray_write(backend):
+    with pytest.raises(IndexError):
+        backend.scatter(np.zeros(300, np.int32), np.array([300], np.uint64), np.array([1]))
+
+
 @pytest.mark.parametrize("backend", [DEFINITION, NUMBA], ids=lambda backend: backend.name)
 def test_counters_wrap_as_the_wire_does(backend):
     table, key, seeds = np.zeros((3, 5), np.int32), np.array([9], np.uint64), row_seeds(SEED, 3)
