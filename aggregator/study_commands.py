@@ -60,7 +60,7 @@ def create(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a new study. All settings and their defaults: docs/OPERATING.md.
+    """Publish a new study. All settings and their defaults: docs/DATA_MODEL.md.
 
     * `cairn study create breast --bands DAPI,PanKRT,CD45 --min-sites 3 --state tumour=PanKRT --state immune=CD45`
 

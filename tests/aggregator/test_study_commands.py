@@ -6,15 +6,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 
 from aggregator import database, tables
+from aggregator.studies import State
 from cairn import codec
 from cairn.cli import main
 from cairn.rpc import TlsFiles, mtls_channel
+from cairn.study import StudySpec
 from cairn.tally import Tally
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 
@@ -211,3 +214,9 @@ def test_every_command_has_an_example(study: Callable[..., tuple[int, str, str]]
     code, out, _ = study(command, "--help")
     assert code == 0
     assert f"cairn study {command}" in out.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_every_setting_of_a_study_and_every_state_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "DATA_MODEL.md").read_text(encoding="utf-8")
+    missing = [name for name in (*StudySpec.model_fields, *get_args(State)) if f"`{name}`" not in page]
+    assert not missing, f"docs/DATA_MODEL.md lacks {missing}"
