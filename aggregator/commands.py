@@ -64,7 +64,7 @@ def init(
 
     Example: `cairn aggregator init --dir /srv/cairn --federation tissue --address cairn.example.org`
     """
-    from aggregator.initialise import initialise  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.members.initialise import initialise  # noqa: PLC0415 - other commands start faster without it
 
     with _writable(folder):
         settings = initialise(
@@ -218,8 +218,8 @@ def dashboard_token(
     Example: `cairn aggregator dashboard-token --dir /srv/cairn --operator ada`
     """
     from aggregator.database import open_database  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.members.tokens import new_dashboard_token  # noqa: PLC0415
     from aggregator.settings import FILE, load_settings  # noqa: PLC0415
-    from aggregator.tokens import new_dashboard_token  # noqa: PLC0415
 
     engine = open_database(load_settings(folder / FILE).database_url)
     try:

@@ -13,21 +13,22 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.orm import Session
 
-from aggregator import database, pki
-from aggregator.board import Board
-from aggregator.coordinator import Coordinator
+from aggregator import database
 from aggregator.dashboard.app import make_app
-from aggregator.enrolment_service import EnrolmentService, Gate, RenewalService
-from aggregator.plans_service import PlansService
-from aggregator.server_certificate import ServerCertificate
+from aggregator.intake.store import BlobStore
+from aggregator.intake.tallies_service import TalliesService
+from aggregator.intake.uploads import Uploads
+from aggregator.members import pki
+from aggregator.members.enrolment_service import EnrolmentService, Gate, RenewalService
+from aggregator.members.server_certificate import ServerCertificate
+from aggregator.members.sites_service import SitesService, connected_sites, received_bytes
+from aggregator.members.tokens import Attempts
 from aggregator.settings import AggregatorSettings, join_address, split_address
-from aggregator.sites_service import SitesService, connected_sites, received_bytes
-from aggregator.store import BlobStore
-from aggregator.studies_service import StudiesService
-from aggregator.tallies_service import TalliesService
+from aggregator.study.board import Board
+from aggregator.study.coordinator import Coordinator
+from aggregator.study.plans_service import PlansService
+from aggregator.study.service import StudiesService
 from aggregator.telemetry import make_metrics
-from aggregator.tokens import Attempts
-from aggregator.uploads import Uploads
 from aggregator.web import Web
 from cairn import rpc
 from cairn.errors import CairnError, ConfigError

@@ -121,7 +121,7 @@ class DashboardToken(Base):
 
 
 class Study(Base):
-    """A study; its states are those of aggregator/studies.py."""
+    """A study; its states are those of aggregator/study/studies.py."""
 
     __tablename__ = "study"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aggregator.client import operator_channel
-from aggregator.study_messages import spec_message
+from aggregator.study.messages import spec_message
 from cairn.errors import StudyError, Unreachable
 from cairn.rpc import errors_from_wire
 from cairn.study import StudySpec

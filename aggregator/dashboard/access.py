@@ -19,8 +19,8 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, select
 
 from aggregator.database import reading
+from aggregator.members.tokens import Attempts, token_hash
 from aggregator.tables import DashboardToken, Member
-from aggregator.tokens import Attempts, token_hash
 
 LIFETIME = timedelta(hours=12)
 TRIES = 5

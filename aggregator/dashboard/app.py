@@ -22,7 +22,7 @@ from aggregator.dashboard import assets, audits, maps, site_views, views, words
 from aggregator.dashboard.access import LIFETIME, Access, Session, open_tokens
 from aggregator.dashboard.guard import COOKIE, HEADERS, PLOTS_POLICY, SecurityHeaders, SignedIn
 from aggregator.database import reading
-from aggregator.store import BlobStore
+from aggregator.intake.store import BlobStore
 from cairn.errors import BadToken, CairnError
 
 FORM_BYTES = 4096

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, select
 from aggregator.dashboard import plots, words
 from aggregator.dashboard.views import StageView
 from aggregator.database import reading
-from aggregator.store import BlobStore
+from aggregator.intake.store import BlobStore
 from aggregator.tables import Plan, Study
 from cairn.codec import decode_plan
 from cairn.palette import cluster_colour

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from aggregator.sites_service import CONNECTED_WITHIN
+from aggregator.members.sites_service import CONNECTED_WITHIN
 from aggregator.tables import Certificate, Member, Plan, Progress, Upload
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from aggregator.client import operator_channel, write_profile
 from aggregator.database import open_database, upgrade
-from aggregator.initialise import initialise
+from aggregator.members.initialise import initialise
 from aggregator.server import Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log

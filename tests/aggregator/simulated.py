@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 
-from aggregator import database, records, studies, tables
-from aggregator.board import Board
-from aggregator.coordinator import Coordinator
-from aggregator.store import BlobStore
+from aggregator import database, tables
+from aggregator.intake.store import BlobStore
+from aggregator.intake.uploads import MESSAGE, Uploads
+from aggregator.study import records, studies
+from aggregator.study.board import Board
+from aggregator.study.coordinator import Coordinator
 from aggregator.telemetry import make_log, make_metrics
-from aggregator.uploads import MESSAGE, Uploads
 from cairn import codec, kernels
 from cairn.heavy import KeyCounter
 from cairn.moments import split

@@ -14,7 +14,7 @@ import typer
 from aggregator.client import operator_channel
 from aggregator.commands import parse_span
 from aggregator.dashboard.access import open_tokens
-from aggregator.tokens import token_hash
+from aggregator.members.tokens import token_hash
 from cairn import enrolment, invitation
 from cairn.cli import main
 from cairn.errors import ConfigError

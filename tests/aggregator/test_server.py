@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import event, text
 
 from aggregator.client import operator_channel
-from aggregator.initialise import initialise
+from aggregator.members.initialise import initialise
 from aggregator.server import ROLES, Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log

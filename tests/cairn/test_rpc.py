@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from aggregator import pki
-from aggregator.server_certificate import ServerCertificate
+from aggregator.members import pki
+from aggregator.members.server_certificate import ServerCertificate
 from cairn import rpc
 from cairn.errors import (
     CairnError,

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from aggregator import tables
 from aggregator.client import operator_channel
 from aggregator.database import open_database, reading
-from aggregator.merging import load_merged
+from aggregator.intake.merging import load_merged
+from aggregator.intake.store import BlobStore
 from aggregator.settings import load_settings
-from aggregator.store import BlobStore
-from aggregator.study_messages import spec_message
+from aggregator.study.messages import spec_message
 from cairn import codec, kernels
 from cairn.images import ImageSource, find_images, open_image
 from cairn.moments import exact

@@ -21,8 +21,8 @@ from starlette.applications import Starlette
 
 from aggregator.dashboard import make_app
 from aggregator.database import open_database, upgrade
-from aggregator.store import BlobStore
-from aggregator.tokens import token_hash
+from aggregator.intake.store import BlobStore
+from aggregator.members.tokens import token_hash
 
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "a-token-of-the-tests"

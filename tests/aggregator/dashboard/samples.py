@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from aggregator.database import audit, writing
-from aggregator.store import BlobStore
+from aggregator.intake.store import BlobStore
 from aggregator.tables import Answer, Certificate, Member, Merge, Plan, Progress, Study, Upload
 from cairn.codec import encode_plan
 from cairn.pixels import WEIGHT_ONE, PixelLevels, Quantiser

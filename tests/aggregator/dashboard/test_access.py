@@ -13,8 +13,8 @@ from aggregator.dashboard import make_app
 from aggregator.dashboard.access import LIFETIME, TRIES, TRIES_WITHIN, Access
 from aggregator.dashboard.guard import COOKIE, HEADERS, STRICT_POLICY
 from aggregator.database import writing
+from aggregator.members.tokens import new_dashboard_token, token_hash
 from aggregator.tables import Member
-from aggregator.tokens import new_dashboard_token, token_hash
 
 Visit = Callable[..., httpx.Client]
 HTML = {"accept": "text/html"}

@@ -1,0 +1,1 @@
+"""The way in: uploads, blobs, the ledger's sums."""

@@ -1,0 +1,1 @@
+"""Who is in the federation: certificates, invitations, revocation."""

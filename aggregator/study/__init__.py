@@ -1,0 +1,1 @@
+"""Studies: states, steps, what a stage's sum leads to."""
