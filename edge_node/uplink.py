@@ -162,6 +162,14 @@ class Uplink:
         if held.complete:
             return
         try:
+            self._append_rest(delivery)
+        except WindowClosed:
+            # Another of our own calls, given up here or cut off by a crash, may have finished it and so the stage.
+            if not self._query(delivery.sealed.fingerprint, delivery.digest).complete:
+                raise
+
+    def _append_rest(self, delivery: _Delivery) -> None:
+        try:
             self._append(delivery)
         except OffsetMismatch as error:
             # Another of our own calls, given up here, was still being taken in there: go on where it ended.

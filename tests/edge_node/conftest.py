@@ -53,7 +53,7 @@ class Fault:
 
     cut: the connection breaks · flip: a bit is turned over on the way · stall: nothing more is taken until the caller
     gives up · restart: the server dies and comes back · lost-answer: all is taken, the answer is not heard ·
-    full: no room on the disk
+    full: no room on the disk · overtaken: another call of the site finishes it meanwhile, and the stage closes
     """
 
     kind: str
@@ -70,6 +70,7 @@ class FaultyTallies(tallies_pb2_grpc.TalliesServicer):
     ledger: dict[bytes, bytes] = field(default_factory=dict)
     merges: int = 0
     closed: set[bytes] = field(default_factory=set)
+    overtaking: bytes = b""
     refusal: Exception | None = None
     message_sizes: list[int] = field(default_factory=list)
     calls: int = 0
@@ -108,6 +109,9 @@ class FaultyTallies(tallies_pb2_grpc.TalliesServicer):
             name = name or message.fingerprint
             self.message_sizes.append(len(message.data))
             part = self.parts.setdefault(name, bytearray())
+            if fault.kind == "overtaken":
+                self.ledger[name], self.merges = self.overtaking, self.merges + 1
+                raise WindowClosed("the stage is closed")
             if message.offset != len(part):
                 raise OffsetMismatch(f"offset {message.offset}, committed {len(part)}", len(part))
             data = bytearray(message.data)

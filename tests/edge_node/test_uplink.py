@@ -147,6 +147,14 @@ def test_a_closed_window_parks_the_tally_and_sends_nothing(faulty, sending, outb
     assert "closed" in sending.troubles[-1]
 
 
+def test_a_tally_that_an_earlier_call_finished_and_so_closed_the_stage_is_sent(faulty, sending, outbox, large):
+    content = faulty.overtaking = large.path.read_bytes()
+    faulty.faults = [Fault("overtaken")]
+    assert sending.uplink.deliver(large) == "sent"
+    assert sending.troubles == []
+    check_sent_once(faulty, outbox, large, content)
+
+
 @pytest.mark.parametrize("error", [UnknownPlan("no such plan"), PlanMismatch("other tables")])
 def test_a_tally_that_can_never_be_taken_is_parked_and_a_person_is_told(error, faulty, sending, outbox, large):
     faulty.refusal = error
