@@ -109,16 +109,12 @@ class FaultyTallies(tallies_pb2_grpc.TalliesServicer):
             name = name or message.fingerprint
             self.message_sizes.append(len(message.data))
             part = self.parts.setdefault(name, bytearray())
-            if fault.kind == "overtaken":
-                self.ledger[name], self.merges = self.overtaking, self.merges + 1
-                raise WindowClosed("the stage is closed")
             if message.offset != len(part):
                 raise OffsetMismatch(f"offset {message.offset}, committed {len(part)}", len(part))
             data = bytearray(message.data)
             if fault.kind == "flip" and taken <= fault.after < taken + len(data):
                 data[fault.after - taken] ^= 4
-            if fault.kind == "full" and taken + len(data) > fault.after:
-                raise StorageFull("the aggregator's disk is full")
+            self._refuse(fault, name, taken + len(data))
             part += data
             taken += len(data)
             if taken >= fault.after:
@@ -139,6 +135,13 @@ class FaultyTallies(tallies_pb2_grpc.TalliesServicer):
                 if fault.kind == "lost-answer":
                     context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
         return tallies_pb2.UploadResponse(committed_size=len(self.parts.get(name, b"")))
+
+    def _refuse(self, fault: Fault, name: bytes, taken: int) -> None:
+        if fault.kind == "overtaken":
+            self.ledger[name], self.merges = self.overtaking, self.merges + 1
+            raise WindowClosed("the stage is closed")
+        if fault.kind == "full" and taken > fault.after:
+            raise StorageFull("the aggregator's disk is full")
 
     def _restart(self) -> None:
         self.stop()
