@@ -30,9 +30,8 @@ from cairn.errors import (
 from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel
 from cairn.tally import Tally
 from cairn.v1 import plans_pb2, plans_pb2_grpc, tallies_pb2, tallies_pb2_grpc
+from tests.aggregator.conftest import Clock, Running
 from tests.aggregator.simulated import Federation, count, spec, tissue, wait_until
-
-from .conftest import Clock, Running
 
 
 @pytest.fixture

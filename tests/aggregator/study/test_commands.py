@@ -20,9 +20,8 @@ from cairn.rpc import TlsFiles, mtls_channel
 from cairn.study import StudySpec
 from cairn.tally import Tally
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
+from tests.aggregator.conftest import Running
 from tests.aggregator.simulated import BANDS, Levels, count, tissue, wait_until
-
-from .conftest import Running
 
 SMALL = """
 bands = ["dapi", "keratin", "cd45", "cd8", "sma"]

@@ -20,9 +20,8 @@ from cairn import codec
 from cairn.errors import StudyError, WindowClosed
 from cairn.pixels import BACKGROUND
 from cairn.plan import CodebookPlan, CountsPlan, RecoveryPlan
+from tests.aggregator.conftest import Clock
 from tests.aggregator.simulated import BANDS, Federation, Levels, count, keys_of, spec, tissue, wait_until
-
-from .conftest import Clock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
