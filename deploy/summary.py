@@ -33,10 +33,10 @@ from deploy.study_run import STUDY, Finished, StageCost
 class Summary:
     """The numbers of one run; `asdict` of it is the JSON object that scripts read (docs/DATA_MODEL.md).
 
-    raw_bytes   of the image files at each site
+    raw_bytes   of all image files; site_raw_bytes of each site's
     mass        share of the foreground that the recovered top k hold, from their verified counts
     exact_mass  the same of the true top k; recall is the share of these that were recovered
-    pictures    name → path
+    pictures    paths of the PNG files
     dashboard   address; the token is beside it in dashboard_token
     """
 
@@ -44,7 +44,8 @@ class Summary:
     files: int
     pixels: int
     foreground: int
-    raw_bytes: Mapping[str, int]
+    raw_bytes: int
+    site_raw_bytes: Mapping[str, int]
     stages: Sequence[StageCost]
     top_k: int
     recall: float
@@ -53,7 +54,7 @@ class Summary:
     error_bound: int
     clusters: Sequence[Mapping[str, Any]]
     problems: Sequence[str]
-    pictures: Mapping[str, str]
+    pictures: Sequence[str]
     dashboard: str
     dashboard_token: str
 
@@ -88,7 +89,8 @@ def summarise(
         files=len(sources),
         pixels=results["pixels"],
         foreground=results["foreground"],
-        raw_bytes={hand.site: hand.raw_bytes for hand in hands},
+        raw_bytes=sum(hand.raw_bytes for hand in hands),
+        site_raw_bytes={hand.site: hand.raw_bytes for hand in hands},
         stages=finished.stages,
         top_k=len(found.keys),
         recall=exact.recall(found.keys, finished.spec.top_k),
@@ -138,8 +140,8 @@ def draw(
     found: HeavyHitters,
     composite: Sequence[str],
     folder: Path,
-) -> dict[str, str]:
-    """Draw the map, the curve, the profiles, and one site's first label image beside its tissue; name → path."""
+) -> list[str]:
+    """Draw the map, the curve, the profiles, and one site's first label image beside its tissue; returns the paths."""
     clusters, bands = finished.results["clusters"], finished.spec.bands
     states = [str(cluster["state"]) for cluster in clusters]
     names = [f"{number} {state}" for number, state in enumerate(states)]
@@ -158,7 +160,7 @@ def draw(
             tissue = np.moveaxis(thinned(source, channels), 0, -1)
             pictures.labels(paths["labels"], tissue, shown.astype(np.uint8), names, channels=channels)
             break
-    return {name: str(path) for name, path in paths.items()}
+    return [str(path) for path in paths.values()]
 
 
 def standing_out(profile: npt.NDArray[np.float64], bands: Sequence[str]) -> tuple[str, ...]:
@@ -189,15 +191,15 @@ def print_summary(summary: Summary, console: Console) -> None:
     )
     table.add_column("stage")
     table.add_column("seconds", justify="right")
-    for site in summary.raw_bytes:
+    for site in summary.site_raw_bytes:
         table.add_column(f"{site} sent", justify="right")
     for stage in summary.stages:
-        sent = [size(stage.bytes_sent[site]) if site in stage.bytes_sent else "" for site in summary.raw_bytes]
+        sent = [size(stage.bytes_sent[site]) if site in stage.bytes_sent else "" for site in summary.site_raw_bytes]
         table.add_row(stage.name, f"{stage.seconds:.1f}", *sent)
-    total = {site: sum(stage.bytes_sent.get(site, 0) for stage in summary.stages) for site in summary.raw_bytes}
+    total = {site: sum(stage.bytes_sent.get(site, 0) for stage in summary.stages) for site in summary.site_raw_bytes}
     table.add_section()
     table.add_row("all", f"{sum(stage.seconds for stage in summary.stages):.1f}", *(size(n) for n in total.values()))
-    table.add_row("raw images", "", *(size(n) for n in summary.raw_bytes.values()))
+    table.add_row("raw images", "", *(size(n) for n in summary.site_raw_bytes.values()))
     console.print(table)
     console.print(
         f"The top {summary.top_k:,} keys hold {summary.mass:.2%} of {summary.foreground:,} foreground pixels "
@@ -210,8 +212,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         )
     for problem in summary.problems:
         console.print(f"[yellow]{problem}[/yellow]", highlight=False)
-    for name, path in summary.pictures.items():
-        console.print(f"{name:<11} {path}", highlight=False, soft_wrap=True)
+    for path in summary.pictures:
+        console.print(f"picture     {path}", highlight=False, soft_wrap=True)
     console.print(f"dashboard   {summary.dashboard}  token {summary.dashboard_token}", highlight=False, soft_wrap=True)
 
 

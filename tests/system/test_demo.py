@@ -29,6 +29,7 @@ def test_real_tumour_images_go_through_every_stage_with_full_recall(real_data: P
     assert said.keys() >= FIELDS | {"dashboard"}
     assert (said["sites"], said["files"], said["pixels"]) == (3, 4, 4 * 1024 * 1024)
     assert [stage["name"] for stage in said["stages"]] == STAGES
+    assert said["raw_bytes"] == sum(path.stat().st_size for path in (real_data / "mibi41").rglob("*.tif"))
     for stage in said["stages"]:
         assert stage["seconds"] >= 0
         if stage["name"] != "embedding":
@@ -37,8 +38,8 @@ def test_real_tumour_images_go_through_every_stage_with_full_recall(real_data: P
     assert said["top_k"] == 20_000
     assert said["recall"] >= 0.99
     assert said["mass"] == pytest.approx(said["exact_mass"], rel=1e-3)
-    assert set(said["pictures"]) == {"embedding", "labels", "rank_count", "profiles"}
-    for path in said["pictures"].values():
+    assert {Path(path).stem for path in said["pictures"]} == {"embedding", "labels", "rank_count", "profiles"}
+    for path in said["pictures"]:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
     assert "Traceback" not in done.stdout + done.stderr
