@@ -84,6 +84,8 @@ class Uploads:
         if self._in_ledger(plan, site, digest):
             return Committed(0, complete=True)
         with self._alone(plan, site), storage_full("the aggregator cannot take the upload"):
+            if self._in_ledger(plan, site, digest):  # meanwhile: by a call that a killed site left behind
+                return Committed(0, complete=True)
             folder = self._folder(plan, site)
             folder.mkdir(parents=True, exist_ok=True)
             for part in folder.iterdir():
