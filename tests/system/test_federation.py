@@ -12,7 +12,7 @@ import tifffile
 
 from cairn import kernels
 from deploy.exact import exact_counts
-from deploy.processes import run
+from deploy.processes import run, wait_for
 from tests.system.observing import SIDE, Observed, assert_same, centrally, observed, study_of
 
 pytestmark = pytest.mark.slow
@@ -75,13 +75,18 @@ def test_a_site_audits_just_what_the_aggregator_received_from_it(finished: Obser
         for fingerprint, _ in finished.plans("small").values()
         for upload in finished.uploads(fingerprint)
     }
-    sent = set()
-    for hand in finished.hands:
-        for line in (finished.running.site_folder(hand.site) / "state" / "audit.jsonl").read_text().splitlines():
-            entry = json.loads(line)
-            if "digest" in entry:
-                sent.add((hand.site, entry["digest"], entry["bytes"]))
-    assert sent == received
+
+    def sent() -> set[tuple[str, str, int]]:
+        return {
+            (hand.site, entry["digest"], entry["size"])
+            for hand in finished.hands
+            for line in (finished.running.site_folder(hand.site) / "state" / "audit.jsonl").read_text().splitlines()
+            if (entry := json.loads(line))["event"] == "acknowledged"
+        }
+
+    # The last acknowledgement is written down a moment after the aggregator has counted the upload.
+    wait_for("the sites' audit logs", lambda: len(sent()) >= len(received), finished.running.programs, 60)
+    assert sent() == received
 
 
 def test_no_file_name_reaches_the_aggregator(finished: Observed) -> None:
