@@ -1,22 +1,18 @@
 """The site's read-only page."""
 
-import os
 import re
+from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from cairn.errors import ConfigError
 from edge_node.audit import Departure
 from edge_node.page.app import Site, serve
 from edge_node.page.content import departures, size_words
 from edge_node.status import Board, PlanNote, Problem, Work
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture
@@ -105,12 +101,9 @@ def test_sizes_are_written_for_people(size, words):
     assert size_words(int(size)) == words
 
 
-@pytest.mark.skipif(not CHROMIUM.exists() and not os.environ.get("CI"), reason="no Chromium here")
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
-def test_in_a_browser_the_page_fits_refreshes_itself_and_enlarges_a_picture(address, board, width, height):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM))
-        page = browser.new_page(viewport={"width": width, "height": height})
+def test_in_a_browser_the_page_fits_refreshes_itself_and_enlarges_a_picture(browser, address, board, width, height):
+    with closing(browser.new_page(viewport={"width": width, "height": height})) as page:
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text))
         page.on("request", lambda asked: complaints.append(asked.url) if address not in asked.url else None)
@@ -124,4 +117,3 @@ def test_in_a_browser_the_page_fits_refreshes_itself_and_enlarges_a_picture(addr
         board.connection("refused", "revoked")
         page.get_by_text("Not admitted").wait_for(timeout=10_000)
         assert complaints == [url for url in complaints if url.startswith("data:")]
-        browser.close()

@@ -1,7 +1,6 @@
 """A dashboard over a filled database, served on loopback, and the browser that looks at it."""
 
 import importlib.util
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from types import ModuleType
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from prometheus_client import CollectorRegistry, Counter
 from sqlalchemy import Engine
 from starlette.applications import Starlette
@@ -24,7 +23,6 @@ from aggregator.database import open_database, upgrade
 from aggregator.intake.store import BlobStore
 from aggregator.members.tokens import token_hash
 
-CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "a-token-of-the-tests"
 
 
@@ -145,19 +143,6 @@ def served(tmp_path_factory: pytest.TempPathFactory, samples: ModuleType) -> Ite
     with _serving(federation.app) as address:
         yield Site(federation, address)
     federation.engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Start headless Chromium, Debian's package; in CI a missing one is a failure."""
-    if not CHROMIUM.exists():
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium; install Debian's package chromium")
-        pytest.skip("no Chromium; install Debian's package chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def _sign_in(browser: Browser, served: Site, width: int, height: int, *, phone: bool) -> Iterator[Page]:
