@@ -76,7 +76,7 @@ def path_names(level: Any, paths: list[str]) -> tuple[str, ...]:
     described = {
         str(path.OpticalPathIdentifier): str(path.get("OpticalPathDescription", ""))
         for dataset in level.datasets
-        for path in dataset.get("OpticalPathSequence", [])
+        for path in dataset.as_dataset().get("OpticalPathSequence", [])
     }
     names = [described.get(path, "") for path in paths]
     return tuple(names if "" not in names and len(set(names)) == len(names) else paths)
