@@ -3,7 +3,7 @@
 Each measurement runs in a process of its own, so that its peak memory is its own. The image file is made on the spot,
 tile by tile, and deleted; its pages are dropped from the page cache before every timed read.
 
-    python -m benchmarks.ingest plot FILE.png      draws scaling/pixels
+    python -m benchmarks scaling > LINES; python -m benchmarks.ingest plot LINES FILE.png      draws scaling/pixels
 """
 
 import json
@@ -235,25 +235,27 @@ def peak_mb() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def plot(path: Path) -> None:
-    """Draw time and peak memory against pixels."""
-    lines = list(scaling())
+def plot(measured: Path, path: Path) -> None:
+    """Draw processor time and peak memory against pixels, from the lines that were printed."""
+    every = (json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines())
+    lines = [line for line in every if line["name"].startswith("scaling/pixels/")]
     figure = Figure(figsize=(6, 4), layout="constrained")
     seconds = figure.add_subplot()
-    seconds.loglog(SIZES, [line["value"] for line in lines], "o-", color="#0072b2", label="time")
-    seconds.loglog(SIZES, [lines[-1]["value"] * n / SIZES[-1] for n in SIZES], ":", color="#0072b2", label="linear")
-    seconds.set(xlabel="million pixels of 35 bands", ylabel="seconds")
+    seconds.loglog(SIZES, [line["cpu_seconds"] for line in lines], "o-", color="#0072b2", label="time")
+    linear = [lines[-1]["cpu_seconds"] * n / SIZES[-1] for n in SIZES]
+    seconds.loglog(SIZES, linear, ":", color="#0072b2", label="linear")
+    seconds.set(xlabel="million pixels of 35 bands", ylabel="seconds of processor time")
     memory = seconds.twinx()
     memory.plot(SIZES, [line["peak_mb"] for line in lines], "s-", color="#d55e00")
     memory.set(ylabel="peak memory, MB (orange)", ylim=(0, RSS_LIMIT))
-    seconds.legend()
+    seconds.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["plot", name]:
-            plot(Path(name))
+        case ["plot", lines, name]:
+            plot(Path(lines), Path(name))
         case [folder, "file", name]:
             print(json.dumps(count_file(Path(folder), Path(name))))
         case [folder, "stream", size]:
