@@ -43,7 +43,7 @@ class Edge(edge_pb2_grpc.EdgeServicer):
             problems=[problem.detail for problem in now.problems],
             page=self._page,
         )
-        if now.connection == "refused":
+        if now.connection in {"away", "refused"} and now.said:
             answer.problems.insert(0, now.said)
         if now.work:
             answer.working_on = str(now.work)

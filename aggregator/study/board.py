@@ -80,9 +80,10 @@ class Board:
                     )
                     if self._stopped or not active():
                         return
-                    if site not in self._enrolled:
-                        raise Revoked(f"the site {site} is not, or not any more, a member of this federation")
+                    out = site not in self._enrolled
                     last = self._offers
+                if out:
+                    raise Revoked(self._why_out(site))
                 yield last
         finally:
             with self._changed:
@@ -100,6 +101,13 @@ class Board:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def _why_out(self, site: str) -> str:
+        with database.reading(self._engine) as session:
+            member = session.get(tables.Member, site)
+        if member is None or member.state != "revoked":
+            return f"the site {site} is not, or not any more, a member of this federation"
+        return f"{site} was revoked by the operator" + (f": {member.revoke_reason}" if member.revoke_reason else "")
 
     def _note_seen(self) -> None:
         now = self._now()

@@ -40,6 +40,13 @@ def test_a_site_that_is_not_admitted_says_so_first(board, address, tmp_path):
     assert not ask(tmp_path).connected
 
 
+def test_a_site_that_has_lost_the_aggregator_says_why_until_it_is_back(board, address, tmp_path):
+    board.connection("away", "the aggregator did not answer; trying again in 5 s")
+    assert list(ask(tmp_path).problems) == ["the aggregator did not answer; trying again in 5 s"]
+    board.connection("connected")
+    assert list(ask(tmp_path).problems) == []
+
+
 def test_health_and_reflection_answer(address):
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=EDGE))

@@ -500,7 +500,7 @@ def test_a_watching_site_sees_plans_open_and_close_and_is_told_when_it_is_revoke
             session.get_one(tables.Plan, plan.fingerprint).state = "done"
         assert not next(stream).offers
         running.revoke("north")
-        with pytest.raises(Revoked), errors_from_wire():
+        with pytest.raises(Revoked, match="north was revoked by the operator: a test"), errors_from_wire():
             next(stream)
     with database.reading(running.aggregator.engine) as session:
         assert session.get_one(tables.Member, "north").version == "1.2.3"
