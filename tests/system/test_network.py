@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.processes import run, wait_for
 from deploy.tissue import make_tissue
 from edge_node.connection import keep_address, read_enrolled
 from tests.system.failing_line import FailingLine, Fault
-from tests.system.observing import PATIENCE_S, Observed, assert_same, centrally, observed, study_of
+from tests.system.observing import Observed, assert_same, centrally, observed, study_of
+from tests.system.seeing import eventually, listed, status
 
 pytestmark = pytest.mark.slow
 SEED = 11
@@ -32,13 +32,6 @@ def lead_through(seen: Observed, site: str, line: FailingLine) -> None:
     seen.running.sites[site].stop()
     keep_address(seen.running.site_folder(site) / "state" / "identity", f"127.0.0.1:{line.port}")
     seen.running.start_site(site)
-
-
-def status(seen: Observed, site: str) -> dict[str, object]:
-    """Ask a site as its own people do."""
-    config = seen.running.site_folder(site) / "site.toml"
-    answer: dict[str, object] = json.loads(run(["edge", "status", "--config", str(config), "--json"]))
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +80,19 @@ def test_a_silent_connection_is_given_up_and_not_waited_for(line_and_study: tupl
     def all_over() -> bool:
         return all(connection.over for connection in line.struck("silent"))
 
-    wait_for("the end of the silent connections", all_over, seen.running.programs, PATIENCE_S)
+    eventually(seen, "the end of the silent connections", all_over)
     assert {connection.over for connection in line.struck("silent")} == {"by an end"}
 
 
 def test_a_broken_line_is_shown_at_both_ends_and_mends_by_itself(line_and_study: tuple[FailingLine, Observed]) -> None:
     line, seen = line_and_study
-    running = seen.running
 
     def shown() -> set[bool]:
-        listed = json.loads(run(["aggregator", "sites", "--profile", str(running.profile), "--json"]))["sites"]
-        here = {site["connected"] for site in listed if site["role"] == "site"}
-        return here | {bool(status(seen, site)["connected"]) for site in running.sites}
+        there = {bool(listed(seen, site)["connected"]) for site in seen.running.sites}
+        return there | {bool(status(seen, site)["connected"]) for site in seen.running.sites}
 
-    wait_for("all sites to be connected", lambda: shown() == {True}, running.programs, PATIENCE_S)
+    eventually(seen, "all sites to be connected", lambda: shown() == {True})
     line.pause()
-    wait_for("no site to be connected", lambda: shown() == {False}, running.programs, PATIENCE_S)
+    eventually(seen, "no site to be connected", lambda: shown() == {False})
     line.go_on()
-    wait_for("all sites to be connected again", lambda: shown() == {True}, running.programs, PATIENCE_S)
+    eventually(seen, "all sites to be connected again", lambda: shown() == {True})
