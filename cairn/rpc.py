@@ -24,7 +24,6 @@ from cairn.errors import (
     ConfigError,
     NotEnrolled,
     OffsetMismatch,
-    TooLarge,
     Unreachable,
     WrongRole,
     error_classes,
@@ -239,7 +238,8 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         self._admit(who)
         with self._lock:
             if self._open[who.identity] >= CALLS_EACH:
-                raise TooLarge(f"{who.identity.name} has {CALLS_EACH} calls open, which is the most; let one end first")
+                # Not TooLarge: it passes, and a site must not set a tally aside for it.
+                raise Unreachable(f"{who.identity.name} has {CALLS_EACH} calls open, the most; try again later")
             self._open[who.identity] += 1
         try:
             yield
