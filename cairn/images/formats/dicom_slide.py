@@ -32,9 +32,9 @@ def open_dicom_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
                 )
             level = slide.pyramid.base_level
             planes = sorted(level.focal_planes)
-            paths = list(level.optical_paths)
             data = level.default_instance.image_data
             colour = data.samples_per_pixel == 3
+            paths = list(level.optical_paths) if colour else paths_in_order(level, name)
             if colour and len(paths) > 1:
                 raise ImageError(f"{name}: found {len(paths)} optical paths in colour; expected one")
             bands = ("R", "G", "B") if colour else path_names(level, paths)
@@ -69,6 +69,35 @@ def open_dicom_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
             read=read,
             bands_apart=not colour,
         )
+
+
+def paths_in_order(level: Any, name: str) -> list[str]:
+    """List the identifiers of optical paths: files by their InstanceNumber, in each as its OpticalPathSequence does.
+
+    That is the order in which a file's frames lie (PS3.3 C.7.6.17.3), and what a band's index means in a mapping;
+    wsidicom's own list comes out of a set, so in another order in every process. Identifiers are unique in one file
+    only (PS3.3 C.8.12.5), and wsidicom would read one of two files that share one. Raises ImageError then.
+    """
+    seen: set[tuple[str, float]] = set()
+    paths: dict[str, None] = {}
+    numbered = {
+        uid: min(int(dataset.as_dataset().get("InstanceNumber") or 0) for dataset in instance.datasets)
+        for uid, instance in level.instances.items()
+    }
+    for uid in sorted(numbered, key=lambda uid: numbered[uid]):
+        instance = level.instances[uid]
+        here = [(path, plane) for path in instance.optical_paths for plane in instance.focal_planes]
+        twice = any(
+            len(set(one.optical_path_identifiers)) < len(one.optical_path_identifiers) for one in instance.datasets
+        )
+        if twice or not seen.isdisjoint(here):
+            raise ImageError(
+                f"{name}: found several optical paths under one identifier; expected an OpticalPathIdentifier of its "
+                "own for each, export the slide again"
+            )
+        seen.update(here)
+        paths.update(dict.fromkeys(instance.optical_paths))
+    return list(paths)
 
 
 def path_names(level: Any, paths: list[str]) -> tuple[str, ...]:

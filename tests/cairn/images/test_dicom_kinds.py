@@ -1,6 +1,7 @@
 """DICOM as scanners write it: rescaled, compressed, several frames a file, in colour, slides in fluorescence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -9,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID
+from pydicom.uid import UID, generate_uid
 
 from cairn.errors import ImageError
 from cairn.images import open_image
@@ -159,35 +160,89 @@ def test_patients_are_not_named_in_messages(make: Callable[..., Any], read: Call
     assert "471147" not in str(caught.value)
 
 
-def test_optical_paths_of_a_fluorescence_slide_are_bands(make: Callable[..., Any], read: Callable[..., Any]) -> None:
+STAINS = ("DAPI", "CD45", "panCK", "CD3", "Ki67", "CD20")
+PIXELS = np.random.default_rng(0).integers(0, 65535, (len(STAINS), 70, 90), np.uint16)
+
+
+def fluorescent(one: Any, stains: Sequence[int], identifiers: Sequence[str]) -> None:
+    """Make a slide's only file one of some of STAINS."""
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    one.BitsAllocated = one.BitsStored = 16
+    one.HighBit = 15
+    del one.PlanarConfiguration
+    one.NumberOfOpticalPaths = len(stains)
+    one.OpticalPathSequence = []
+    frames = []
+    for stain, identifier in zip(stains, identifiers, strict=True):
+        path = Dataset()
+        path.OpticalPathIdentifier, path.OpticalPathDescription = identifier, STAINS[stain]
+        one.OpticalPathSequence.append(path)
+        whole = np.zeros((96, 96), np.uint16)
+        whole[:70, :90] = PIXELS[stain]
+        blocks = whole.reshape(3, 32, 3, 32).swapaxes(1, 2).reshape(9, 32, 32)
+        frames += [imagecodecs.jpeg2k_encode(block, level=0, codecformat="j2k") for block in blocks]
+    one.NumberOfFrames = len(frames)
+    one.PixelData = encapsulate(frames)
+    one["PixelData"].VR = "OB"
+
+
+def one_file_a_stain(path: Path, stains: Sequence[int], identifiers: Sequence[str]) -> None:
+    """Put files of one stain each in the place of a slide's only file; their names run against their numbers."""
+    for number, (stain, identifier) in enumerate(zip(stains, identifiers, strict=True)):
+        one = pydicom.dcmread(path)
+        fluorescent(one, [stain], [identifier])
+        one.InstanceNumber = number + 1
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        one.save_as(path.with_name(f"stain{len(stains) - number}.dcm"))
+    path.unlink()
+
+
+# Six, and not in the order of the alphabet: an order out of a set would be right once in 720 processes.
+def test_optical_paths_of_a_fluorescence_slide_are_bands_in_the_files_order(
+    make: Callable[..., Any], read: Callable[..., Any]
+) -> None:
     made = make("dicom-slide")
-    stains = np.random.default_rng(0).integers(0, 65535, (2, 70, 90), np.uint16)
-
-    def edit(one: Any, _: int) -> None:
-        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-        one.BitsAllocated = one.BitsStored = 16
-        one.HighBit = 15
-        del one.PlanarConfiguration
-        one.NumberOfOpticalPaths = 2
-        one.OpticalPathSequence = []
-        for name in ("DAPI", "CD45"):
-            path = Dataset()
-            path.OpticalPathIdentifier, path.OpticalPathDescription = name[0], name
-            one.OpticalPathSequence.append(path)
-        frames = []
-        for stain in stains:
-            whole = np.zeros((96, 96), np.uint16)
-            whole[:70, :90] = stain
-            blocks = whole.reshape(3, 32, 3, 32).swapaxes(1, 2).reshape(9, 32, 32)
-            frames += [imagecodecs.jpeg2k_encode(block, level=0, codecformat="j2k") for block in blocks]
-        one.NumberOfFrames = len(frames)
-        one.PixelData = encapsulate(frames)
-        one["PixelData"].VR = "OB"
-
-    change(made, edit)
+    change(made, lambda one, _: fluorescent(one, range(6), "953140"))
     with open_image(made.source) as image:
-        assert image.bands == ("DAPI", "CD45")
-    np.testing.assert_array_equal(read(made.source, ["CD45", "DAPI"])[0], stains[::-1])
+        assert image.bands == STAINS
+    np.testing.assert_array_equal(read(made.source, STAINS)[0], PIXELS)
+    np.testing.assert_array_equal(read(made.source, STAINS[::-1])[0], PIXELS[::-1])
+
+
+def test_a_band_mapped_to_an_index_is_the_optical_path_in_that_place(
+    make: Callable[..., Any], read: Callable[..., Any]
+) -> None:
+    made = make("dicom-slide")
+    change(made, lambda one, _: fluorescent(one, range(6), "953140"))
+    with open_image(made.source, bands={"nucleus": 0, "keratin": 2}) as image:
+        (tile,) = image.tiles(["keratin", "nucleus"], 128)
+    np.testing.assert_array_equal(tile.values, PIXELS[[2, 0]])
+
+
+def test_optical_paths_in_a_file_each_come_in_the_order_of_instance_numbers(
+    make: Callable[..., Any], read: Callable[..., Any]
+) -> None:
+    made = make("dicom-slide")
+    one_file_a_stain(made.files()[0], range(6), "953140")
+    with open_image(made.source) as image:
+        assert image.bands == STAINS
+    np.testing.assert_array_equal(read(made.source, STAINS)[0], PIXELS)
+
+
+def test_optical_paths_of_one_identifier_are_refused_as_only_one_would_be_read(
+    make: Callable[..., Any], read: Callable[..., Any]
+) -> None:
+    made = make("dicom-slide")
+    one_file_a_stain(made.files()[0], [0, 1], "11")
+    with pytest.raises(ImageError, match="several optical paths under one identifier"):
+        read(made.source)
+
+
+def test_an_identifier_given_twice_in_one_file_is_refused(make: Callable[..., Any], read: Callable[..., Any]) -> None:
+    made = make("dicom-slide")
+    change(made, lambda one, _: fluorescent(one, [0, 1], "11"))
+    with pytest.raises(ImageError, match="several optical paths under one identifier"):
+        read(made.source)
 
 
 def test_a_slide_with_a_file_that_cannot_be_read_is_refused(make: Callable[..., Any], read: Callable[..., Any]) -> None:
