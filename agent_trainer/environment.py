@@ -1,0 +1,260 @@
+"""The search for a landmark as an environment: many agents at once (`Searches`), or one by Gymnasium (`LandmarkEnv`).
+
+Paper 1, §II.A: the state is the last crops round the agent, an action moves it along one axis, the reward is the
+decrease of its Euclidean distance to the landmark, in mm. Steps go from coarse to fine (Alansary et al. 2019, §2.2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from agent_trainer.config import DqnConfig
+from agent_trainer.scenes.crops import Crops
+from agent_trainer.scenes.scene import Pixels, Scene
+from cairn.errors import ConfigError, ImageError
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+ACTIONS = ("x+", "x-", "y+", "y-", "z+", "z-")
+"""Names of the actions by number; in two dimensions the first four."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of all agents gave; arrays of one length.
+
+    reward     float32[n], decrease of the distance to the landmark in mm; 0 where nobody knows the landmark
+    done       bool[n], at the landmark: within one step of the finest scale; never in use
+    truncated  bool[n], the step limit is reached without
+    """
+
+    reward: npt.NDArray[np.float32]
+    done: Flags
+    truncated: Flags
+
+
+@final
+class Searches:
+    """Agents that search landmarks, each on a scene of its own, all stepped at once.
+
+    A scale ends, in training, within one step of it of the landmark; in use, when `settle` says so, and the landmark
+    ends nothing. An ended agent waits for `reset`; until then its steps do nothing.
+
+    scenes  of one number of axes and of channels
+    rng     draws the starts
+    in_use  whether searches are for real (or measured), and not to learn
+    Raises ConfigError for a scene whose task is not among the run's, ImageError for scenes that do not go together.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], config: DqnConfig, rng: np.random.Generator, *, in_use: bool = False
+    ) -> None:
+        kinds = {(scene.axes, scene.image.shape[0]) for scene in scenes}
+        if len(kinds) != 1:
+            listed = " and ".join(f"{axes} axes with {channels} channels" for axes, channels in sorted(kinds)) or "none"
+            raise ImageError(f"the images of a run must be alike; found {listed}; give only images of one kind")
+        if strange := sorted({scene.task for scene in scenes} - set(config.tasks)):
+            raise ConfigError(f"a scene's task is {strange[0]}, but the run's tasks are {', '.join(config.tasks)}")
+        self.axes, self.channels = kinds.pop()
+        if self.axes != config.axes or self.channels not in (1, config.history):
+            raise ImageError(
+                f"found images of {self.axes} axes and {self.channels} channels; the run wants {config.axes} axes, "
+                f"and 1 channel or {config.history}"
+            )
+        self.rng, self._config, self._in_use = rng, config, in_use
+        self._crops = Crops([scene.image for scene in scenes], config.box, config.scales)
+        self._size: Ints = np.array([scene.size for scene in scenes], np.int64)
+        self._spacing: Floats = np.array([scene.spacing_mm for scene in scenes])
+        nowhere = np.full(self.axes, np.nan)
+        self._landmark: Floats = np.stack(
+            [nowhere if scene.landmark_px is None else scene.landmark_px for scene in scenes]
+        )
+        self._task: Ints = np.array([config.tasks.index(scene.task) for scene in scenes], np.int64)
+        self._scales: Ints = np.array(config.scales, np.int64)
+        self._allocate(0)
+
+    def _allocate(self, agents: int) -> None:
+        self._which: Ints = np.zeros(agents, np.int64)
+        self._positions: Ints = np.zeros((agents, self.axes), np.int64)
+        self._level: Ints = np.zeros(agents, np.int64)
+        self._steps: Ints = np.zeros(agents, np.int64)
+        self._ended: Flags = np.ones(agents, bool)
+        self._frames: Pixels = np.zeros((agents, self.channels, *self._config.state_shape[1:]), np.uint8)
+        self._states: Pixels = np.zeros((agents, *self._config.state_shape), np.uint8)
+
+    @property
+    def actions(self) -> int:
+        """4 in two dimensions, 6 in three."""
+        return 2 * self.axes
+
+    @property
+    def which(self) -> Ints:
+        """The scene of each agent, int64[n]."""
+        return self._which.copy()
+
+    @property
+    def tasks(self) -> Ints:
+        """The task of each agent as its number in the run's tasks, int64[n]."""
+        return self._task[self._which]
+
+    @property
+    def positions_px(self) -> Ints:
+        """Where the agents are, int64[n, axes]."""
+        return self._positions.copy()
+
+    @property
+    def scales(self) -> Ints:
+        """Pixels that a step of each agent goes now, int64[n]."""
+        return self._scales[self._level]
+
+    @property
+    def distances_mm(self) -> Floats:
+        """How far each agent is from its landmark, float64[n]; NaN where nobody knows."""
+        return self._distances(self._which, self._positions)
+
+    def frames(self) -> Pixels:
+        """Return the newest crop of each agent, uint8[n, channels, (box,) box, box]."""
+        return self._frames.copy()
+
+    def states(self) -> Pixels:
+        """Return what each agent sees, uint8[n, history, …]: the last crops, oldest first, or the channels of one crop.
+
+        An episode's first crop fills the whole history.
+        """
+        return self._states.copy()
+
+    def reset(self, which: Ints, starts_px: Ints | None = None, agents: Ints | None = None) -> Pixels:
+        """Begin new searches; returns their first crops, uint8[k, channels, …].
+
+        which      int64[k], scene numbers
+        starts_px  int64[k, axes]; None draws them uniformly from the inner part, config.start_margin from each edge
+        agents     int64[k], who begins anew; None makes k agents and forgets those before
+        Raises ImageError for a start outside its image.
+        """
+        if agents is None:
+            self._allocate(len(which))
+            agents = np.arange(len(which))
+        last = self._size[which] - 1
+        if starts_px is None:
+            starts_px = self._draw(last)
+        elif ((starts_px < 0) | (starts_px > last)).any():
+            raise ImageError("a starting point lies outside the image; choose one inside")
+        self._which[agents], self._positions[agents] = which, starts_px
+        self._level[agents] = self._steps[agents] = 0
+        self._ended[agents] = False
+        frames = self._crops.at(which, self._level[agents], starts_px)
+        self._frames[agents] = frames
+        self._states[agents] = frames  # a single channel is repeated
+        return frames
+
+    def _draw(self, last: Ints) -> Ints:
+        low = np.floor(last * self._config.start_margin).astype(np.int64)
+        return np.asarray(self.rng.integers(low, last - low, endpoint=True), np.int64)
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        """Move every agent by one step of its scale; one that would leave its image stays.
+
+        actions  integers[n], numbers of ACTIONS
+        """
+        agents, moving = np.arange(len(self._which)), ~self._ended
+        before = self.distances_mm
+        aim = self._positions.copy()
+        aim[agents, self.axes - 1 - actions.astype(np.int64) // 2] += self.scales * (
+            1 - 2 * (actions.astype(np.int64) % 2)
+        )
+        moves = moving & ((aim >= 0) & (aim < self._size[self._which])).all(1)
+        self._positions[moves] = aim[moves]
+        self._steps += moving
+        reward = np.nan_to_num(before - self.distances_mm).astype(np.float32)
+        done = self._end_scales(moving) if not self._in_use else np.zeros(len(agents), bool)
+        truncated = moving & ~done & (self._steps >= self._config.step_limit)
+        self._ended |= done | truncated
+        self._look(moving)
+        return Step(reward, done, truncated)
+
+    def _end_scales(self, moving: Flags) -> Flags:
+        """Take agents within one step of the landmark to the next scale; returns those for whom there is none."""
+        away = np.linalg.norm(self._positions - self._landmark[self._which], axis=1)  # px, NaN is never near
+        near = moving & (away <= self.scales)
+        done: Flags = near & (self._level == len(self._scales) - 1)
+        self._level += near & ~done
+        return done
+
+    def settle(self, agents: Ints, positions_px: Ints) -> Flags:
+        """End the scale of some agents at the places given; returns those for whom it was the finest, bool[k].
+
+        agents        int64[k]
+        positions_px  int64[k, axes], where the next scale begins or the search ends
+        """
+        self._positions[agents] = positions_px
+        ends: Flags = self._level[agents] == len(self._scales) - 1
+        self._level[agents] += ~ends
+        self._ended[agents] |= ends
+        moved = np.zeros(len(self._which), bool)
+        moved[agents] = True
+        self._look(moved)
+        return ends
+
+    def _look(self, who: Flags) -> None:
+        """Take the new crops of some agents and push them into their histories."""
+        at = np.flatnonzero(who)
+        self._frames[at] = self._crops.at(self._which[at], self._level[at], self._positions[at])
+        if self.channels > 1:
+            self._states[at] = self._frames[at]
+        elif len(at) == len(who):
+            self._states = np.concatenate([self._states[:, 1:], self._frames], axis=1)
+        else:
+            self._states[at] = np.concatenate([self._states[at, 1:], self._frames[at]], axis=1)
+
+    def _distances(self, which: Ints, positions: Ints) -> Floats:
+        away = (positions - self._landmark[which]) * self._spacing[which]
+        return np.asarray(np.linalg.norm(away, axis=1))
+
+
+@final
+class LandmarkEnv(gymnasium.Env[Pixels, np.int64]):
+    """One agent that searches, as Gymnasium wants it.
+
+    Observation uint8[history, (box,) box, box]; actions by number (`ACTIONS`). `info` holds the task's name and number,
+    the position in px and the distance in mm. `reset` takes the options "scene" (a number) and "start_px".
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - the library's spelling
+
+    def __init__(self, scenes: Sequence[Scene], config: DqnConfig) -> None:
+        self._scenes, self._config = tuple(scenes), config
+        self._searches = Searches(scenes, config, np.random.default_rng())
+        self.observation_space = gymnasium.spaces.Box(0, 255, config.state_shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(self._searches.actions)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Pixels, dict[str, Any]]:
+        """Begin a search on a scene drawn or chosen, from a start drawn or chosen."""
+        super().reset(seed=seed)
+        chosen = options or {}
+        scene = chosen.get("scene")
+        which = int(self.np_random.integers(len(self._scenes))) if scene is None else int(scene)
+        self._searches.rng = self.np_random
+        start = chosen.get("start_px")
+        self._searches.reset(np.array([which]), None if start is None else np.array([start], np.int64))
+        return self._searches.states()[0], self._info()
+
+    def step(self, action: np.int64) -> tuple[Pixels, float, bool, bool, dict[str, Any]]:
+        """Move by one step."""
+        made = self._searches.step(np.array([action]))
+        state = self._searches.states()[0]
+        return state, float(made.reward[0]), bool(made.done[0]), bool(made.truncated[0]), self._info()
+
+    def _info(self) -> dict[str, Any]:
+        scene = self._scenes[int(self._searches.which[0])]
+        return {
+            "task": scene.task,
+            "task_number": int(self._searches.tasks[0]),
+            "position_px": self._searches.positions_px[0],
+            "distance_mm": float(self._searches.distances_mm[0]),
+        }
