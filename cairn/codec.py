@@ -20,9 +20,20 @@ from cairn.errors import ChecksumMismatch, PlanError, PlanMismatch
 from cairn.files import write_atomically
 from cairn.packing import Table, pack, read_plain, unpack
 from cairn.pixels import PixelLevels, Quantiser
-from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, Plan, RangesPlan, RecoveryPlan, Stage
+from cairn.plan import (
+    CodebookPlan,
+    CountsPlan,
+    MomentsPlan,
+    Plan,
+    RangesPlan,
+    RecoveryPlan,
+    ReplayPlan,
+    ReplayRangesPlan,
+    Stage,
+)
 from cairn.sketch import SketchSpec
 from cairn.tally import Tally
+from cairn.transitions import TransitionCoder
 from cairn.v1 import plan_pb2, tallies_pb2
 
 MAGIC = b"CAIRNTLY"
@@ -43,9 +54,7 @@ def encode_plan(plan: Plan) -> bytes:
             message.ranges.projection.weights.extend(projection.ravel().tolist())
         case CountsPlan(quantiser, sketch, dense_bits, sketch_bits):
             message.counts.quantiser.CopyFrom(_quantiser(quantiser))
-            message.counts.sketch.CopyFrom(
-                plan_pb2.SketchSpec(family=sketch.family, depth=sketch.depth, width=sketch.width, seed=sketch.seed)
-            )
+            message.counts.sketch.CopyFrom(_sketch(sketch))
             message.counts.dense_bits = dense_bits
             message.counts.sketch_bits.extend(sketch_bits)
         case RecoveryPlan(quantiser, candidates):
@@ -57,6 +66,19 @@ def encode_plan(plan: Plan) -> bytes:
             message.codebook.clusters.extend(clusters.tolist())
             message.codebook.cluster_states.extend(cluster_states)
             message.codebook.states.extend(states)
+        case ReplayRangesPlan(grid):
+            message.replay_ranges.grid.extend(grid)
+        case ReplayPlan(coder, sketch):
+            message.replay.coder.CopyFrom(
+                plan_pb2.TransitionCoder(
+                    grid=coder.grid,
+                    thresholds=coder.thresholds.tobytes(),
+                    tasks=coder.tasks,
+                    actions=coder.actions,
+                    reward_edges=coder.reward_edges,
+                )
+            )
+            message.replay.sketch.CopyFrom(_sketch(sketch))
     return message.SerializeToString(deterministic=True)
 
 
@@ -69,6 +91,10 @@ def decode_plan(published: bytes) -> Plan:
         raise PlanError(
             "the published plan cannot be read; the aggregator may be newer than this site, update Cairn"
         ) from error
+
+
+def _sketch(sketch: SketchSpec) -> plan_pb2.SketchSpec:
+    return plan_pb2.SketchSpec(family=sketch.family, depth=sketch.depth, width=sketch.width, seed=sketch.seed)
 
 
 def _pixels(pixels: PixelLevels) -> plan_pb2.Pixels:
@@ -86,7 +112,7 @@ def _quantiser(q: Quantiser) -> plan_pb2.Quantiser:
     )
 
 
-def _stage(message: plan_pb2.Plan) -> Stage:
+def _stage(message: plan_pb2.Plan) -> Stage:  # noqa: PLR0911 - one for each stage
     match message.WhichOneof("stage"):
         case "moments":
             return MomentsPlan(_read_pixels(message.moments.pixels))
@@ -95,10 +121,8 @@ def _stage(message: plan_pb2.Plan) -> Stage:
             return RangesPlan(pixels, _read_projection(message.ranges.projection, pixels))
         case "counts":
             counts = message.counts
-            sketch = SketchSpec(counts.sketch.depth, counts.sketch.width, counts.sketch.seed, counts.sketch.family)
-            return CountsPlan(
-                _read_quantiser(counts.quantiser), sketch, counts.dense_bits, tuple(int(b) for b in counts.sketch_bits)
-            )
+            sketch, bits = _read_sketch(counts.sketch), tuple(int(b) for b in counts.sketch_bits)
+            return CountsPlan(_read_quantiser(counts.quantiser), sketch, counts.dense_bits, bits)
         case "recovery":
             candidates = np.array(message.recovery.candidates, np.uint64)
             return RecoveryPlan(_read_quantiser(message.recovery.quantiser), candidates)
@@ -111,8 +135,22 @@ def _stage(message: plan_pb2.Plan) -> Stage:
                 tuple(int(state) for state in book.cluster_states),
                 tuple(book.states),
             )
+        case "replay_ranges":
+            return ReplayRangesPlan(tuple(int(cells) for cells in message.replay_ranges.grid))
+        case "replay":
+            return ReplayPlan(_read_coder(message.replay.coder), _read_sketch(message.replay.sketch))
         case _:
             raise PlanError("the plan has no stage that this version knows; update Cairn")
+
+
+def _read_sketch(message: plan_pb2.SketchSpec) -> SketchSpec:
+    return SketchSpec(message.depth, message.width, message.seed, message.family)
+
+
+def _read_coder(message: plan_pb2.TransitionCoder) -> TransitionCoder:
+    grid = tuple(int(cells) for cells in message.grid)
+    thresholds = np.frombuffer(message.thresholds, np.uint8).reshape(math.prod(grid), -1)
+    return TransitionCoder(grid, thresholds, message.tasks, message.actions, tuple(message.reward_edges))
 
 
 def _read_pixels(message: plan_pb2.Pixels) -> PixelLevels:

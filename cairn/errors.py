@@ -6,7 +6,8 @@ CairnError
 ├─ IdentityError    NotEnrolled · Revoked · WrongRole · BadToken
 ├─ MaskingError     TooFewSurvivors · RosterChanged
 ├─ PolicyError      refused by the site's own policy, with the rule's name
-├─ StudyError       a study or a site that is not there, or not in the state the call needs
+├─ StudyError       a study, a run or a site that is not there, or not in the state the call needs
+├─ TrainingError    Diverged · TooFewSites
 ├─ ImageError       unreadable, wrong bands, wrong dtype: the file and what was expected
 ├─ Unreachable      the other side could not be reached in time
 └─ ConfigError      a setting; never crosses the wire
@@ -133,9 +134,23 @@ class PolicyError(CairnError):
 
 
 class StudyError(CairnError):
-    """A study or site does not exist, or is not in the state that the call needs."""
+    """A study, run or site does not exist, or is not in the state that the call needs."""
 
     grpc_status = "FAILED_PRECONDITION"
+
+
+class TrainingError(CairnError):
+    """Training cannot go on, or not as asked for."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class Diverged(TrainingError):
+    """A loss, gradient or weight is not a finite number; the weights from before are kept."""
+
+
+class TooFewSites(TrainingError):
+    """Fewer sites answered a round than the run needs."""
 
 
 class ImageError(CairnError):

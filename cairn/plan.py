@@ -4,6 +4,10 @@ A study's stages, each one federated sum of integer tables (DESIGN §5):
 
     moments → ranges → counts → recovery → (embedding, at the aggregator) → codebook
 
+and of a training run's rounds, where the study is the run and the window is the round:
+
+    replay_ranges (the first round) → replay (every later one)
+
 The published bytes of a plan are its protobuf message (`cairn.codec.encode_plan`); the fingerprint is their SHA-256.
 """
 
@@ -20,8 +24,9 @@ from cairn.errors import PlanError
 from cairn.keyspace import KeySpace
 from cairn.pixels import INTENSITY_BINS, UNIT_BINS, PixelLevels, Quantiser, check_projection
 from cairn.sketch import SketchSpec
+from cairn.transitions import LEVELS, TransitionCoder
 
-StageName = Literal["moments", "ranges", "counts", "recovery", "codebook"]
+StageName = Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay"]
 Shapes = Mapping[str, tuple[int, ...]]
 LIMBS = 2  # a sum of products is two int64 words: low 32 bits, and the rest (cairn.moments)
 
@@ -134,7 +139,46 @@ class CodebookPlan:
         return {"pixels": (1,), "clusters": (clusters,), "profile": (LIMBS, clusters, bands)}
 
 
-Stage = MomentsPlan | RangesPlan | CountsPlan | RecoveryPlan | CodebookPlan
+@dataclass(frozen=True)
+class ReplayRangesPlan:
+    """A run's first round: histograms of the pooled cells of states, from which the coder's thresholds are fitted.
+
+    grid  cells along each axis of the box; its pixels are the run's setting
+    """
+
+    stage: ClassVar[StageName] = "replay_ranges"
+    grid: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not (2 <= len(self.grid) <= 3 and min(self.grid) >= 1 and math.prod(self.grid) <= 64):
+            raise PlanError(f"a grid of {self.grid} cells was asked for; two or three axes and up to 64 cells can be")
+
+    def shapes(self) -> Shapes:
+        """Name the tally's tables and their shapes; all are int64."""
+        return {"transitions": (1,), "cells": (math.prod(self.grid), LEVELS)}
+
+
+@dataclass(frozen=True)
+class ReplayPlan:
+    """A run's later rounds: the keys of the transitions that a site made, in one count sketch."""
+
+    stage: ClassVar[StageName] = "replay"
+    coder: TransitionCoder
+    sketch: SketchSpec
+
+    @property
+    def table(self) -> str:
+        """Name of the sketch's table."""
+        return f"sketch_{self.coder.keyspace.bits}"
+
+    def shapes(self) -> Shapes:
+        """Name the tally's tables and their shapes; all are int64."""
+        return {"transitions": (1,), self.table: (self.sketch.depth, self.sketch.width)}
+
+
+PixelStage = MomentsPlan | RangesPlan | CountsPlan | RecoveryPlan | CodebookPlan
+ReplayStage = ReplayRangesPlan | ReplayPlan
+Stage = PixelStage | ReplayStage
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ SERVER_OPTIONS = [
 ]
 CLIENT_OPTIONS = [*OPTIONS, ("grpc.max_reconnect_backoff_ms", 10_000), ("grpc.initial_reconnect_backoff_ms", 200)]
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-IDENTITY = re.compile(rf"spiffe://({NAME.pattern})/(site|operator|aggregator)/({NAME.pattern})")
+IDENTITY = re.compile(rf"spiffe://({NAME.pattern})/(site|operator|aggregator|trainer)/({NAME.pattern})")
 
 
 @dataclass(frozen=True)

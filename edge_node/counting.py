@@ -28,7 +28,7 @@ from cairn.heavy import KeyCounter
 from cairn.images import Tile
 from cairn.kernels import Kernels
 from cairn.pixels import BACKGROUND, PixelLevels
-from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, RangesPlan, RecoveryPlan, Stage
+from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, PixelStage, RangesPlan, RecoveryPlan
 from cairn.tally import Tables
 from edge_node.labelling import Codebook
 
@@ -48,7 +48,7 @@ class Counter:
     workers  threads that each take a tile, read it and count it; while one reads, the others count
     """
 
-    def __init__(self, stage: Stage, kernels: Kernels, workers: int = 1) -> None:
+    def __init__(self, stage: PixelStage, kernels: Kernels, workers: int = 1) -> None:
         self._stage = stage
         self._kernels = kernels
         self._keys = KeyCounter(stage, kernels, workers) if isinstance(stage, CountsPlan) else None
@@ -135,21 +135,21 @@ class _Shared:
         self._tiles = None  # the other workers finish the tile they have
 
 
-def _small(stage: Stage) -> Tables:
+def _small(stage: PixelStage) -> Tables:
     """Make a stage's tables, without those of a `KeyCounter`, which keeps its own."""
     if isinstance(stage, CountsPlan):
         return {"pixels": np.zeros(1, np.int64), "foreground": np.zeros(1, np.int64)}
     return tally.zeros(stage)
 
 
-def _levels(stage: Stage, kernels: Kernels, tile: Tile) -> Levels:
+def _levels(stage: PixelStage, kernels: Kernels, tile: Tile) -> Levels:
     pixels: PixelLevels = stage.pixels if isinstance(stage, MomentsPlan | RangesPlan) else stage.quantiser.pixels
     if len(tile.values) != len(pixels.bands):
         raise ImageError(f"found a tile of {len(tile.values)} bands; expected the plan's {len(pixels.bands)}")
     return kernels.to_levels(tile.values.reshape(len(pixels.bands), -1), pixels.offset, pixels.scale)
 
 
-def _work(stage: Stage, kernels: Kernels, keys: KeyCounter | None, codebook: Codebook | None, worker: int) -> Work:
+def _work(stage: PixelStage, kernels: Kernels, keys: KeyCounter | None, codebook: Codebook | None, worker: int) -> Work:
     match stage:
         case MomentsPlan():
             return partial(_moments, kernels)

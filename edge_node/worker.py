@@ -14,7 +14,7 @@ from cairn.errors import ImageError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
-from cairn.plan import CodebookPlan, MomentsPlan, Plan, RangesPlan
+from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, ReplayPlan, ReplayRangesPlan
 from cairn.tally import Tally
 from edge_node.counting import Counter, Labelled
 from edge_node.labelling import label_images
@@ -86,9 +86,16 @@ class Wanted:
 File = tuple[Frozen, ImageSource | None]
 
 
+def pixel_stage(plan: Plan) -> PixelStage:
+    """Return the stage of a plan over images."""
+    stage = plan.stage
+    assert not isinstance(stage, ReplayRangesPlan | ReplayPlan)  # those are of transitions
+    return stage
+
+
 def levels_of(plan: Plan) -> PixelLevels:
     """Return how a plan makes levels of values, and with that its bands."""
-    stage = plan.stage
+    stage = pixel_stage(plan)
     return stage.pixels if isinstance(stage, MomentsPlan | RangesPlan) else stage.quantiser.pixels
 
 
@@ -228,7 +235,7 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     board.problems(plan.study, problems)
     pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
     board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
-    counter = Counter(plan.stage, job.kernels, job.settings.threads)
+    counter = Counter(pixel_stage(plan), job.kernels, job.settings.threads)
     for one in wanted:
         try:
             count_image(job, one, counter)

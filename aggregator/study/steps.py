@@ -11,9 +11,19 @@ from typing import Any
 
 from aggregator.study import embedding, recovery, results, studies
 from cairn import codec, moments
-from cairn.errors import StudyError
+from cairn.errors import PlanError, StudyError
 from cairn.kernels import Kernels
-from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, Plan, RangesPlan, RecoveryPlan, fingerprint
+from cairn.plan import (
+    CodebookPlan,
+    CountsPlan,
+    MomentsPlan,
+    Plan,
+    RangesPlan,
+    RecoveryPlan,
+    ReplayPlan,
+    ReplayRangesPlan,
+    fingerprint,
+)
 from cairn.ranges import ranges
 from cairn.study import StudySpec
 from cairn.tally import Tables
@@ -156,3 +166,5 @@ def after_merge(spec: StudySpec, plan: Plan, known: Results, tables: Tables) -> 
             return Outcome("merged", None, {"foreground": int(tables["foreground"][0])})
         case CodebookPlan():
             return after_codebook(known, tables)
+        case ReplayRangesPlan() | ReplayPlan():
+            raise PlanError(f"the plan of {plan.study} is of a training run, not of a study")

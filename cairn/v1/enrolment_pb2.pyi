@@ -22,19 +22,25 @@ class EnrolRequest(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     CSR_PEM_FIELD_NUMBER: _builtins.int
+    SUPERNODE_KEY_PEM_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The secret part of the invitation."""
     csr_pem: _builtins.bytes
     """PEM, PKCS #10, an EC P-256 key made by the caller; the private key never leaves its machine."""
+    supernode_key_pem: _builtins.bytes
+    """The public key with which the site's Flower SuperNode will sign, if it will train: PEM, EC P-384. Kept with the
+    member and told to the trainer; the private key never leaves the site.
+    """
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         csr_pem: _builtins.bytes = ...,
+        supernode_key_pem: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "supernode_key_pem", b"supernode_key_pem", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,15 +75,19 @@ class RenewRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CSR_PEM_FIELD_NUMBER: _builtins.int
+    SUPERNODE_KEY_PEM_FIELD_NUMBER: _builtins.int
     csr_pem: _builtins.bytes
+    supernode_key_pem: _builtins.bytes
+    """As in EnrolRequest; empty keeps what is known."""
     def __init__(
         self,
         *,
         csr_pem: _builtins.bytes = ...,
+        supernode_key_pem: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "supernode_key_pem", b"supernode_key_pem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

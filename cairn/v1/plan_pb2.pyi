@@ -33,9 +33,12 @@ class Plan(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
     CODEBOOK_FIELD_NUMBER: _builtins.int
+    REPLAY_RANGES_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     study: _builtins.str
+    """The study's name, or of the replay stages the training run's."""
     window: _builtins.int
-    """The span one tally covers: files that a site first saw in window w are counted in window w."""
+    """The span one tally covers: files that a site first saw in window w are counted in window w; a run's round."""
     @_builtins.property
     def moments(self) -> Global___Moments: ...
     @_builtins.property
@@ -46,6 +49,10 @@ class Plan(_message.Message):
     def recovery(self) -> Global___Recovery: ...
     @_builtins.property
     def codebook(self) -> Global___Codebook: ...
+    @_builtins.property
+    def replay_ranges(self) -> Global___ReplayRanges: ...
+    @_builtins.property
+    def replay(self) -> Global___Replay: ...
     def __init__(
         self,
         *,
@@ -56,12 +63,14 @@ class Plan(_message.Message):
         counts: Global___Counts | None = ...,
         recovery: Global___Recovery | None = ...,
         codebook: Global___Codebook | None = ...,
+        replay_ranges: Global___ReplayRanges | None = ...,
+        replay: Global___Replay | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "stage", b"stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "stage", b"stage", "study", b"study", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "stage", b"stage", "study", b"study", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook"]  # noqa: Y015
+    _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay"]  # noqa: Y015
     _WhichOneofArgType_stage: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stage) -> _WhichOneofReturnType_stage | None: ...
 
@@ -340,3 +349,91 @@ class Codebook(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Codebook: _TypeAlias = Codebook  # noqa: Y015
+
+@_typing.final
+class ReplayRanges(_message.Message):
+    """A run's first round: histograms of states' pooled cells. Rules: cairn/transitions.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRID_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Cells along each axis of the box."""
+
+    def __init__(
+        self,
+        *,
+        grid: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRanges: _TypeAlias = ReplayRanges  # noqa: Y015
+
+@_typing.final
+class Replay(_message.Message):
+    """A run's later rounds: transitions' keys in one count sketch over the whole key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODER_FIELD_NUMBER: _builtins.int
+    SKETCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def coder(self) -> Global___TransitionCoder: ...
+    @_builtins.property
+    def sketch(self) -> Global___SketchSpec: ...
+    def __init__(
+        self,
+        *,
+        coder: Global___TransitionCoder | None = ...,
+        sketch: Global___SketchSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coder", b"coder", "sketch", b"sketch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coder", b"coder", "sketch", b"sketch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replay: _TypeAlias = Replay  # noqa: Y015
+
+@_typing.final
+class TransitionCoder(_message.Message):
+    """From a transition to a key: state digits, task (if there are several), action, reward bin, next state's digits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRID_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    REWARD_EDGES_FIELD_NUMBER: _builtins.int
+    thresholds: _builtins.bytes
+    """One byte each, cell by cell; a cell's digit is the number of its thresholds at or below its level."""
+    tasks: _builtins.int
+    actions: _builtins.int
+    @_builtins.property
+    def grid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def reward_edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Rising; a reward's bin is the number of edges at or below it (mm, float32)."""
+
+    def __init__(
+        self,
+        *,
+        grid: _abc.Iterable[_builtins.int] | None = ...,
+        thresholds: _builtins.bytes = ...,
+        tasks: _builtins.int = ...,
+        actions: _builtins.int = ...,
+        reward_edges: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "grid", b"grid", "reward_edges", b"reward_edges", "tasks", b"tasks", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransitionCoder: _TypeAlias = TransitionCoder  # noqa: Y015

@@ -14,7 +14,7 @@ LOCAL = {"CairnError", "ConfigError"}  # the root, and what never crosses the wi
 def drawn() -> set[str]:
     """Return the class names in the drawing at the head of the module."""
     tree = (cairn.errors.__doc__ or "").split("CairnError\n")[1].split("\n\n")[0]
-    return {"CairnError", *re.findall(r"\b(?:[A-Z][a-z]+){2,}\b|\b(?:Revoked|Unreachable)\b", tree)}
+    return {"CairnError", *re.findall(r"\b(?:[A-Z][a-z]+){2,}\b|\b(?:Diverged|Revoked|Unreachable)\b", tree)}
 
 
 def test_the_drawing_shows_exactly_the_classes_that_exist() -> None:

@@ -9,14 +9,27 @@ import numpy as np
 
 from cairn import codec
 from cairn.pixels import WEIGHT_ONE, PixelLevels, Quantiser
-from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, Plan, RangesPlan, RecoveryPlan, Stage, fingerprint
+from cairn.plan import (
+    CodebookPlan,
+    CountsPlan,
+    MomentsPlan,
+    Plan,
+    RangesPlan,
+    RecoveryPlan,
+    ReplayPlan,
+    ReplayRangesPlan,
+    Stage,
+    fingerprint,
+)
 from cairn.sketch import SketchSpec
 from cairn.tally import Tally, zeros
+from cairn.transitions import TransitionCoder
 
 FOLDER = Path(__file__).parent
 PIXELS = PixelLevels(("dapi", "keratin", "cd45"), 1.5, 0.25)
 PROJECTION = np.array([[WEIGHT_ONE, 0, 0], [0, -WEIGHT_ONE // 2, WEIGHT_ONE // 3]], np.int32)
 QUANTISER = Quantiser(PIXELS, PROJECTION, 12.75, np.array([-0.5, -1.0]), np.array([0.5, 1.0]), 22)
+CODER = TransitionCoder((2, 1), np.array([[10, 200], [0, 255]], np.uint8), 2, 4, (-0.5, 0.5))
 KEYS = np.array([0, 7, 22, 483], np.uint64)
 STAGES: tuple[Stage, ...] = (
     MomentsPlan(PIXELS),
@@ -24,6 +37,8 @@ STAGES: tuple[Stage, ...] = (
     CountsPlan(QUANTISER, SketchSpec(3, 16, bytes(range(32))), 4, (6, 9)),
     RecoveryPlan(QUANTISER, KEYS),
     CodebookPlan(QUANTISER, KEYS, np.array([0, 1, 1, 0], np.uint8), (1, 0), ("tumour", "other")),
+    ReplayRangesPlan((2, 1)),
+    ReplayPlan(CODER, SketchSpec(2, 8, bytes(range(32)))),
 )
 
 

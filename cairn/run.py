@@ -1,0 +1,62 @@
+"""What a researcher decides about a training run; the algorithm's own settings are checked by agent_trainer."""
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cairn.errors import TrainingError
+from cairn.study import Name
+
+Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "trimmed-mean", "krum"]
+# The numbers that a strategy takes beside its name, with their defaults: those of the strategies' own papers.
+OPTIONS: dict[Strategy, dict[str, float]] = {
+    "fedavg": {},
+    "fedprox": {"proximal_mu": 0.01},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
+    "fedadam": {"eta": 1e-2, "eta_l": 1e-2, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedyogi": {"eta": 1e-2, "eta_l": 1e-2, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "trimmed-mean": {"beta": 0.2},
+    "krum": {"num_malicious_nodes": 1.0},
+}
+
+
+class RunSpec(BaseModel):
+    """A run as asked for. Nothing that a person must decide has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    algorithm: Literal["dqn"]
+    rounds: int = Field(ge=1, le=100_000)
+    min_sites: int = Field(ge=1, description="sites that must have answered before a round counts")
+    strategy: Strategy = "fedavg"
+    strategy_options: dict[str, float] = Field(default_factory=dict)
+    round_deadline: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
+    evaluate_every: int = Field(1, ge=0, description="rounds between federated validations; 0 only after the last")
+    patience: int = Field(0, ge=0, description="validations without a better one that end the run; 0 never")
+    seed: int = Field(0, ge=0, lt=2**63)
+    settings: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own")
+
+    @model_validator(mode="after")
+    def _options_known(self) -> "RunSpec":
+        unknown = sorted(set(self.strategy_options) - set(OPTIONS[self.strategy]))
+        if unknown:
+            known = ", ".join(OPTIONS[self.strategy]) or "none"
+            raise ValueError(f"{self.strategy} has no option {unknown[0]!r}; it takes {known}")
+        return self
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The strategy's numbers, with defaults where nothing else was asked for."""
+        return {**OPTIONS[self.strategy], **self.strategy_options}
+
+
+def parse_run(values: object) -> RunSpec:
+    """Check a specification from outside. Raises TrainingError with the first thing that is wrong."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the run"
+        raise TrainingError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error

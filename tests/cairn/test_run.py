@@ -1,0 +1,39 @@
+"""What a researcher may ask of a training run."""
+
+import pytest
+
+from cairn.errors import TrainingError
+from cairn.run import OPTIONS, RunSpec, parse_run
+
+ASKED = {"name": "sella", "algorithm": "dqn", "rounds": 5, "min_sites": 2}
+
+
+def test_a_strategy_brings_its_numbers_and_a_researcher_may_change_them() -> None:
+    run = parse_run({**ASKED, "strategy": "fedavgm", "strategy_options": {"server_momentum": 0.5}})
+    assert run.options == {"server_learning_rate": 1.0, "server_momentum": 0.5}
+
+
+@pytest.mark.parametrize("strategy", OPTIONS)
+def test_every_strategy_can_be_asked_for_by_name(strategy: str) -> None:
+    assert parse_run({**ASKED, "strategy": strategy}).strategy == strategy
+
+
+def test_a_run_survives_being_stored() -> None:
+    run = parse_run({**ASKED, "settings": {"tasks": ["sella"], "gamma": 0.9}, "round_deadline": 30})
+    assert RunSpec.model_validate(run.model_dump(mode="json")) == run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "Bad Name"}, "^name: "),
+        ({"rounds": 0}, "^rounds: "),
+        ({"min_sites": None}, "^min_sites: "),
+        ({"strategy": "best"}, "^strategy: "),
+        ({"strategy_options": {"momentum": 1.0}}, "fedavg has no option 'momentum'; it takes none"),
+        ({"hurry": True}, "^hurry: "),
+    ],
+)
+def test_a_wrong_wish_is_refused_in_one_sentence(change: dict[str, object], said: str) -> None:
+    with pytest.raises(TrainingError, match=said):
+        parse_run({**ASKED, **change})
