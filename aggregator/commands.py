@@ -15,10 +15,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
-from aggregator.client import CALL_SECONDS, ProfileOption, operator_channel, write_profile
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
+from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel, write_profile
 from cairn.rpc import errors_from_wire
 from cairn.v1 import operations_pb2, operations_pb2_grpc
 

@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from aggregator.client import operator_channel
 from aggregator.study.messages import spec_message
 from cairn.errors import StudyError, Unreachable
+from cairn.profile import operator_channel
 from cairn.rpc import errors_from_wire
 from cairn.study import StudySpec
 from cairn.v1 import operations_pb2, operations_pb2_grpc

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from aggregator.client import operator_channel
 from aggregator.database import open_database, reading
 from aggregator.settings import load_settings
 from aggregator.tables import Plan
 from cairn import codec, kernels
 from cairn.images import ImageSource, open_image
 from cairn.plan import CountsPlan
+from cairn.profile import operator_channel
 from cairn.rpc import errors_from_wire
 from cairn.v1 import operations_pb2, operations_pb2_grpc
 from deploy import pictures

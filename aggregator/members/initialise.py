@@ -9,7 +9,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
 
-from aggregator.client import write_profile
 from aggregator.database import audit, open_database, upgrade, writing
 from aggregator.members import pki
 from aggregator.members.enrolment_service import certify
@@ -19,6 +18,7 @@ from aggregator.tables import Member
 from cairn.enrolment import tls_files
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
+from cairn.profile import write_profile
 from cairn.rpc import NAME
 
 DEFAULT_PORT = 8443

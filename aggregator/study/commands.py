@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from aggregator.client import CALL_SECONDS, ProfileOption, operator_channel
 from aggregator.commands import parse_span
 from aggregator.study.messages import spec_message
 from aggregator.study.views import as_dict, picture, summary
 from cairn.errors import ConfigError, StudyError, Unreachable
 from cairn.files import write_atomically
+from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
 from cairn.rpc import errors_from_wire
 from cairn.study import parse_spec
 from cairn.v1 import operations_pb2, operations_pb2_grpc

@@ -76,6 +76,7 @@ class Image:
     bands          names found in the file, or "0", "1", …
     dtype          of the values, in native byte order
     pixel_size_um  side of a pixel in µm, None when unknown or not square
+    spacing_um     between slices, rows and columns in µm, None when the format or the file does not give all three
     chunk          rows and columns that the file decodes at once; (1, width) when any rows can be read
     read           reads any window; windows on the chunk grid decode nothing twice
     bands_apart    whether one band can be read without decoding the others
@@ -91,6 +92,7 @@ class Image:
     read: Read
     depth: int = 1
     pixel_size_um: float | None = None
+    spacing_um: tuple[float, float, float] | None = None
     bands_apart: bool = True
     mapping: BandMapping = field(default_factory=dict)
 

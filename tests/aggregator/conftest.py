@@ -18,13 +18,13 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Engine
 
-from aggregator.client import operator_channel, write_profile
 from aggregator.database import open_database, upgrade
 from aggregator.members.initialise import initialise
 from aggregator.server import Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log
 from cairn import enrolment, invitation
+from cairn.profile import operator_channel, write_profile
 from cairn.rpc import TlsFiles, errors_from_wire
 from cairn.v1 import operations_pb2, operations_pb2_grpc
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from aggregator.client import operator_channel
 from aggregator.commands import parse_span
 from aggregator.dashboard.access import open_tokens
 from aggregator.members.tokens import token_hash
 from cairn import enrolment, invitation
 from cairn.cli import main
 from cairn.errors import ConfigError
+from cairn.profile import operator_channel
 
 
 @dataclass(frozen=True)

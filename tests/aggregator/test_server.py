@@ -19,13 +19,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import event, text
 
-from aggregator.client import operator_channel
 from aggregator.members.initialise import initialise
 from aggregator.server import ROLES, Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log
 from cairn import enrolment, invitation
 from cairn.errors import CairnError, ConfigError, Revoked, StorageFull, Unreachable
+from cairn.profile import operator_channel
 from cairn.rpc import errors_from_wire, mtls_channel, tls_channel
 from cairn.v1 import operations_pb2, operations_pb2_grpc, plans_pb2, plans_pb2_grpc
 

@@ -10,7 +10,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from aggregator import tables
-from aggregator.client import operator_channel
 from aggregator.database import open_database, reading
 from aggregator.intake.merging import load_merged
 from aggregator.intake.store import BlobStore
@@ -20,6 +19,7 @@ from cairn import codec, kernels
 from cairn.images import ImageSource, find_images, open_image
 from cairn.moments import exact
 from cairn.plan import Plan
+from cairn.profile import operator_channel
 from cairn.rpc import errors_from_wire
 from cairn.study import StudySpec
 from cairn.tally import Tables

@@ -83,6 +83,7 @@ def open_dicom(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         width=width,
         dtype=dtype,
         pixel_size_um=pixel_size_of(first),
+        spacing_um=spacing_of(first, slices),
         chunk=(height, width),
         read=read,
         bands_apart=False,
@@ -163,9 +164,22 @@ def decoded(one: Slice) -> Values:
 
 def pixel_size_of(head: Any) -> float | None:
     """Return the side of a pixel in µm, None when it is not given or not square."""
+    rows, columns = in_plane(head) or (0.0, 1.0)
+    return rows if math.isclose(rows, columns, rel_tol=0.01) else None
+
+
+def in_plane(head: Any) -> tuple[float, float] | None:
+    """Return the distance of rows and of columns in µm, None when it is not given."""
     shared = head.get("SharedFunctionalGroupsSequence")
     measures = shared[0].get("PixelMeasuresSequence") if shared else None
     spacing = (measures[0] if measures else head).get("PixelSpacing") or head.get("ImagerPixelSpacing")
-    if not spacing or not math.isclose(float(spacing[0]), float(spacing[1]), rel_tol=0.01):
+    return (float(spacing[0]) * 1e3, float(spacing[1]) * 1e3) if spacing else None
+
+
+def spacing_of(head: Any, slices: Sequence[Slice]) -> tuple[float, float, float] | None:
+    """Return the distance of slices, rows and columns in µm; None for one slice or for slices not evenly apart."""
+    plane, positions = in_plane(head), [one.position for one in slices if one.position is not None]
+    if plane is None or len(positions) < max(2, len(slices)):
         return None
-    return float(spacing[0]) * 1e3
+    apart = np.diff(positions)
+    return (float(apart.mean()) * 1e3, *plane) if np.ptp(apart) <= 0.01 * apart.mean() else None

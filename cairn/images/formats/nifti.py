@@ -66,9 +66,17 @@ def open_nifti(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
             width=width,
             dtype=dtype,
             pixel_size_um=float(zooms[0]) * unit if unit and square else None,
+            spacing_um=spacing_of(zooms, unit),
             chunk=(1, width),
             read=read,
         )
+
+
+def spacing_of(zooms: Sequence[float], unit: float | None) -> tuple[float, float, float] | None:
+    """Return the distance of slices, rows and columns in µm; None for a plane, or where a distance is missing."""
+    if len(zooms) < 3 or unit is None or not all(math.isfinite(side) and side > 0 for side in zooms[:3]):
+        return None
+    return float(zooms[2]) * unit, float(zooms[1]) * unit, float(zooms[0]) * unit
 
 
 def volume_of(file: BinaryIO) -> Any:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
-from aggregator.client import operator_channel
 from aggregator.dashboard.access import open_tokens
 from aggregator.database import reading, writing
 from aggregator.members.sites_service import CONNECTED_WITHIN, connected_sites, list_sites, received_bytes
@@ -18,6 +17,7 @@ from aggregator.tables import Audit, Member, Plan, Progress, Study, Upload
 from cairn import enrolment
 from cairn.errors import BadToken, StudyError
 from cairn.invitation import parse
+from cairn.profile import operator_channel
 from cairn.rpc import errors_from_wire
 from cairn.v1 import operations_pb2, operations_pb2_grpc
 
