@@ -254,3 +254,24 @@ def test_a_slide_with_a_file_that_cannot_be_read_is_refused(make: Callable[..., 
     both = type(source)(source.id, (path, broken), source.format)
     with pytest.raises(ImageError, match="cannot be read"):
         read(both)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"), [((0.0, 2.5, 5.0), (2500.0, 700.0, 600.0)), ((0.0, 2.5, 9.0), None), (None, None)]
+)
+def test_a_series_has_a_spacing_where_its_slices_are_evenly_apart(
+    make: Callable[..., Any], places: tuple[float, ...] | None, expected: tuple[float, float, float] | None
+) -> None:
+    made = make("dicom")
+
+    def edit(one: Any, i: int) -> None:
+        one.PixelSpacing = [0.7, 0.6]
+        if places is None:
+            del one.ImagePositionPatient
+        else:
+            one.ImagePositionPatient = [0, 0, places[i]]
+            one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+
+    change(made, edit)
+    with open_image(made.source) as image:
+        assert image.spacing_um == (pytest.approx(expected) if expected else None)

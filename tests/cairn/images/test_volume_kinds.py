@@ -135,3 +135,12 @@ def test_a_zarr_of_time_points_is_refused(tmp_path: Path, read: Callable[..., An
     (source,) = find_images(tmp_path)
     with pytest.raises(ImageError, match="one time point at most"):
         read(source)
+
+
+def test_a_niftis_spacing_is_that_of_slices_rows_and_columns(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(VALUES, np.diag([0.5, 0.75, 3, 1]))
+    image.header.set_xyzt_units("mm")
+    save(tmp_path / "a.nii", image)
+    with open_image(find_images(tmp_path)[0]) as opened:
+        assert opened.spacing_um == pytest.approx((3000, 750, 500))
+        assert opened.pixel_size_um is None
