@@ -1,0 +1,97 @@
+"""Flower's two daemons, started with what their command lines cannot say; pinned to 1.41.0.
+
+    python -m agent_trainer.rounds.daemons superlink FLAGS      FLAGS as of flower-superlink
+    python -m agent_trainer.rounds.daemons supernode FLAGS      FLAGS as of flower-supernode
+
+- They end when their standard input closes, so that no orphan holds a port after its supervisor was killed.
+- SuperLink stands behind `agent_trainer.rounds.guard`.
+- SuperNode asks for work every 3 s and looks for the reply every 0.5 s; here, more often while a run is on.
+- A part of a message that is not yet there is asked for again after 50 ms instead of 1 s.
+"""
+
+# ruff: noqa: PLC0415 - each daemon loads only itself, and after the constants that it reads at import are set
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent_trainer.rounds.guard import Guard, token
+
+SECRET = "--superexec-auth-secret-file"  # noqa: S105 - a flag's name
+AGAIN_S = 0.05
+GRACE_S = 10.0
+
+
+class Pace:
+    """Stands in for the module `time` in SuperNode's loop, which sleeps 3 s without work and 0.5 s for a reply.
+
+    quick_s, idle_s  between two questions for work: within `recent_s` of the last reply, and later
+    reply_s          between two looks for the app's reply
+    """
+
+    def __init__(self, quick_s: float, idle_s: float, recent_s: float, reply_s: float) -> None:
+        self._quick_s, self._idle_s, self._recent_s, self._reply_s = quick_s, idle_s, recent_s, reply_s
+        self._busy_at = -recent_s
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep as long as is right for what the loop waits for."""
+        now = time.monotonic()
+        if seconds < 1:
+            self._busy_at = now
+            time.sleep(self._reply_s)
+        else:
+            time.sleep(self._quick_s if now - self._busy_at < self._recent_s else self._idle_s)
+
+
+def end_with_stdin() -> None:
+    """End this process when its standard input closes: asked first, made to after a while."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="stdin").start()
+
+
+def superlink(flags: Sequence[str]) -> None:
+    """Run flower-superlink behind the guard; blocks."""
+    secret = Path(flags[flags.index(SECRET) + 1]).read_bytes()
+    _again_soon()
+    from flwr.superlink import extensions
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+    from starlette.middleware import Middleware
+
+    guard = Middleware(Guard, token(secret))
+    extensions.get_middleware = lambda: (guard,)
+    sys.argv = ["flower-superlink", *flags]
+    flower_superlink()
+
+
+def supernode(flags: Sequence[str]) -> None:
+    """Run flower-supernode at our pace; blocks."""
+    _again_soon()
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    pace = Pace(quick_s=0.25, idle_s=3.0, recent_s=120.0, reply_s=0.05)
+    vars(start_client_internal)["time"] = pace  # the loop uses time.sleep alone
+    sys.argv = ["flower-supernode", *flags]
+    flower_supernode()
+
+
+def _again_soon() -> None:
+    from flwr.supercore import constant
+
+    vars(constant)["PULL_INITIAL_BACKOFF"] = AGAIN_S  # read when flwr.supercore.inflatable is imported
+
+
+if __name__ == "__main__":
+    end_with_stdin()
+    {"superlink": superlink, "supernode": supernode}[sys.argv[1]](sys.argv[2:])
