@@ -85,7 +85,6 @@ class Searches:
         self._level: Ints = np.zeros(agents, np.int64)
         self._steps: Ints = np.zeros(agents, np.int64)
         self._ended: Flags = np.ones(agents, bool)
-        self._frames: Pixels = np.zeros((agents, self.channels, *self._config.state_shape[1:]), np.uint8)
         self._states: Pixels = np.zeros((agents, *self._config.state_shape), np.uint8)
 
     @property
@@ -120,14 +119,14 @@ class Searches:
 
     def frames(self) -> Pixels:
         """Return the newest crop of each agent, uint8[n, channels, (box,) box, box]."""
-        return self._frames.copy()
+        return self._states[:, -self.channels :].copy()
 
-    def states(self) -> Pixels:
-        """Return what each agent sees, uint8[n, history, …]: the last crops, oldest first, or the channels of one crop.
+    def states(self, agents: Ints | None = None) -> Pixels:
+        """Return what agents see, uint8[k, history, …]: the last crops, oldest first, or the channels of one crop.
 
         An episode's first crop fills the whole history.
         """
-        return self._states.copy()
+        return self._states.copy() if agents is None else self._states[agents]
 
     def reset(self, which: Ints, starts_px: Ints | None = None, agents: Ints | None = None) -> Pixels:
         """Begin new searches; returns their first crops, uint8[k, channels, …].
@@ -149,7 +148,6 @@ class Searches:
         self._level[agents] = self._steps[agents] = 0
         self._ended[agents] = False
         frames = self._crops.at(which, self._level[agents], starts_px)
-        self._frames[agents] = frames
         self._states[agents] = frames  # a single channel is repeated
         return frames
 
@@ -157,34 +155,45 @@ class Searches:
         low = np.floor(last * self._config.start_margin).astype(np.int64)
         return np.asarray(self.rng.integers(low, last - low, endpoint=True), np.int64)
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
-        """Move every agent by one step of its scale; one that would leave its image stays.
+    def step(self, actions: npt.NDArray[Any], agents: Ints | None = None) -> Step:
+        """Move agents by one step of their scale; one that would leave its image stays.
 
-        actions  integers[n], numbers of ACTIONS
+        actions  integers[k], numbers of ACTIONS
+        agents   int64[k], None for all
         """
-        agents, moving = np.arange(len(self._which)), ~self._ended
-        before = self.distances_mm
-        aim = self._positions.copy()
-        aim[agents, self.axes - 1 - actions.astype(np.int64) // 2] += self.scales * (
-            1 - 2 * (actions.astype(np.int64) % 2)
-        )
-        moves = moving & ((aim >= 0) & (aim < self._size[self._which])).all(1)
-        self._positions[moves] = aim[moves]
-        self._steps += moving
-        reward = np.nan_to_num(before - self.distances_mm).astype(np.float32)
-        done = self._end_scales(moving) if not self._in_use else np.zeros(len(agents), bool)
-        truncated = moving & ~done & (self._steps >= self._config.step_limit)
-        self._ended |= done | truncated
-        self._look(moving)
+        who = np.arange(len(self._which)) if agents is None else agents
+        moving = ~self._ended[who]
+        which, before = self._which[who], self._positions[who]
+        number = actions.astype(np.int64)
+        aim = before.copy()
+        aim[np.arange(len(who)), self.axes - 1 - number // 2] += self._scales[self._level[who]] * (1 - 2 * (number % 2))
+        moves = moving & ((aim >= 0) & (aim < self._size[which])).all(1)
+        after = np.where(moves[:, None], aim, before)
+        self._positions[who] = after
+        self._steps[who] += moving
+        reward = np.nan_to_num(self._distances(which, before) - self._distances(which, after)).astype(np.float32)
+        done = moving & self._end_scales(who[moving], moving)
+        truncated = moving & ~done & (self._steps[who] >= self._config.step_limit)
+        self._ended[who] |= done | truncated
+        self._look(who[moving])
         return Step(reward, done, truncated)
 
-    def _end_scales(self, moving: Flags) -> Flags:
-        """Take agents within one step of the landmark to the next scale; returns those for whom there is none."""
-        away = np.linalg.norm(self._positions - self._landmark[self._which], axis=1)  # px, NaN is never near
-        near = moving & (away <= self.scales)
-        done: Flags = near & (self._level == len(self._scales) - 1)
-        self._level += near & ~done
-        return done
+    def _end_scales(self, agents: Ints, among: Flags) -> Flags:
+        """Take agents within one step of the landmark to the next scale; marks in bool[k] those for whom there is none.
+
+        agents  int64[moving], who
+        among   bool[k], where they are among those that step
+        """
+        ended = np.zeros(len(among), bool)
+        if self._in_use:
+            return ended
+        level = self._level[agents]
+        away = np.linalg.norm(self._positions[agents] - self._landmark[self._which[agents]], axis=1)  # px
+        near = away <= self._scales[level]  # NaN, of a landmark that nobody knows, is never near
+        finest = level == len(self._scales) - 1
+        self._level[agents] += near & ~finest
+        ended[among] = near & finest
+        return ended
 
     def settle(self, agents: Ints, positions_px: Ints) -> Flags:
         """End the scale of some agents at the places given; returns those for whom it was the finest, bool[k].
@@ -196,21 +205,16 @@ class Searches:
         ends: Flags = self._level[agents] == len(self._scales) - 1
         self._level[agents] += ~ends
         self._ended[agents] |= ends
-        moved = np.zeros(len(self._which), bool)
-        moved[agents] = True
-        self._look(moved)
+        self._look(agents)
         return ends
 
-    def _look(self, who: Flags) -> None:
+    def _look(self, agents: Ints) -> None:
         """Take the new crops of some agents and push them into their histories."""
-        at = np.flatnonzero(who)
-        self._frames[at] = self._crops.at(self._which[at], self._level[at], self._positions[at])
+        frames = self._crops.at(self._which[agents], self._level[agents], self._positions[agents])
         if self.channels > 1:
-            self._states[at] = self._frames[at]
-        elif len(at) == len(who):
-            self._states = np.concatenate([self._states[:, 1:], self._frames], axis=1)
+            self._states[agents] = frames
         else:
-            self._states[at] = np.concatenate([self._states[at, 1:], self._frames[at]], axis=1)
+            self._states[agents] = np.concatenate([self._states[agents, 1:], frames], axis=1)
 
     def _distances(self, which: Ints, positions: Ints) -> Floats:
         away = (positions - self._landmark[which]) * self._spacing[which]
