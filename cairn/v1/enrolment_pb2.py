@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/v1/enrolment.proto\x12\x08\x63\x61irn.v1\"I\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\x12\x19\n\x11supernode_key_pem\x18\x03 \x01(\x0c\"@\n\rEnrolResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x12\x10\n\x08identity\x18\x02 \x01(\t\":\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x19\n\x11supernode_key_pem\x18\x02 \x01(\x0c\".\n\rRenewResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x32\x45\n\tEnrolment\x12\x38\n\x05\x45nrol\x12\x16.cairn.v1.EnrolRequest\x1a\x17.cairn.v1.EnrolResponse2C\n\x07Renewal\x12\x38\n\x05Renew\x12\x16.cairn.v1.RenewRequest\x1a\x17.cairn.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/v1/enrolment.proto\x12\x08\x63\x61irn.v1\"I\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\x12\x19\n\x11supernode_key_pem\x18\x03 \x01(\x0c\"[\n\rEnrolResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x19\n\x11superlink_address\x18\x03 \x01(\t\":\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x19\n\x11supernode_key_pem\x18\x02 \x01(\x0c\".\n\rRenewResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x32\x45\n\tEnrolment\x12\x38\n\x05\x45nrol\x12\x16.cairn.v1.EnrolRequest\x1a\x17.cairn.v1.EnrolResponse2C\n\x07Renewal\x12\x38\n\x05Renew\x12\x16.cairn.v1.RenewRequest\x1a\x17.cairn.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=38
   _globals['_ENROLREQUEST']._serialized_end=111
   _globals['_ENROLRESPONSE']._serialized_start=113
-  _globals['_ENROLRESPONSE']._serialized_end=177
-  _globals['_RENEWREQUEST']._serialized_start=179
-  _globals['_RENEWREQUEST']._serialized_end=237
-  _globals['_RENEWRESPONSE']._serialized_start=239
-  _globals['_RENEWRESPONSE']._serialized_end=285
-  _globals['_ENROLMENT']._serialized_start=287
-  _globals['_ENROLMENT']._serialized_end=356
-  _globals['_RENEWAL']._serialized_start=358
-  _globals['_RENEWAL']._serialized_end=425
+  _globals['_ENROLRESPONSE']._serialized_end=204
+  _globals['_RENEWREQUEST']._serialized_start=206
+  _globals['_RENEWREQUEST']._serialized_end=264
+  _globals['_RENEWRESPONSE']._serialized_start=266
+  _globals['_RENEWRESPONSE']._serialized_end=312
+  _globals['_ENROLMENT']._serialized_start=314
+  _globals['_ENROLMENT']._serialized_end=383
+  _globals['_RENEWAL']._serialized_start=385
+  _globals['_RENEWAL']._serialized_end=452
 # @@protoc_insertion_point(module_scope)

@@ -52,19 +52,23 @@ class EnrolResponse(_message.Message):
 
     CERTIFICATE_CHAIN_PEM_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    SUPERLINK_ADDRESS_FIELD_NUMBER: _builtins.int
     certificate_chain_pem: _builtins.bytes
     """PEM: the caller's certificate, then the CA's."""
     identity: _builtins.str
     """The caller's identity as written in the certificate: spiffe://<federation>/<role>/<name>."""
+    superlink_address: _builtins.str
+    """As in cairn.v1.WatchResponse, which tells it again and later changes of it."""
     def __init__(
         self,
         *,
         certificate_chain_pem: _builtins.bytes = ...,
         identity: _builtins.str = ...,
+        superlink_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain_pem", b"certificate_chain_pem", "identity", b"identity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain_pem", b"certificate_chain_pem", "identity", b"identity", "superlink_address", b"superlink_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

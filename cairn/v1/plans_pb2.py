@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x61irn/v1/plans.proto\x12\x08\x63\x61irn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"0\n\rWatchResponse\x12\x1f\n\x06offers\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Offer\"C\n\x05Offer\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\rAnswerRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x41nswerResponse\"\x9d\x01\n\rReportRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x13\n\x0bpixels_done\x18\x02 \x01(\x04\x12\x14\n\x0cpixels_total\x18\x03 \x01(\x04\x12\x12\n\nfiles_done\x18\x04 \x01(\r\x12\x13\n\x0b\x66iles_total\x18\x05 \x01(\r\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12\x10\n\x08problems\x18\x07 \x03(\t\"\x10\n\x0eReportResponse2\xbd\x01\n\x05Plans\x12:\n\x05Watch\x12\x16.cairn.v1.WatchRequest\x1a\x17.cairn.v1.WatchResponse0\x01\x12;\n\x06\x41nswer\x12\x17.cairn.v1.AnswerRequest\x1a\x18.cairn.v1.AnswerResponse\x12;\n\x06Report\x12\x17.cairn.v1.ReportRequest\x1a\x18.cairn.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x61irn/v1/plans.proto\x12\x08\x63\x61irn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"K\n\rWatchResponse\x12\x1f\n\x06offers\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Offer\x12\x19\n\x11superlink_address\x18\x02 \x01(\t\"C\n\x05Offer\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\rAnswerRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x41nswerResponse\"\x9d\x01\n\rReportRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x13\n\x0bpixels_done\x18\x02 \x01(\x04\x12\x14\n\x0cpixels_total\x18\x03 \x01(\x04\x12\x12\n\nfiles_done\x18\x04 \x01(\r\x12\x13\n\x0b\x66iles_total\x18\x05 \x01(\r\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12\x10\n\x08problems\x18\x07 \x03(\t\"\x10\n\x0eReportResponse2\xbd\x01\n\x05Plans\x12:\n\x05Watch\x12\x16.cairn.v1.WatchRequest\x1a\x17.cairn.v1.WatchResponse0\x01\x12;\n\x06\x41nswer\x12\x17.cairn.v1.AnswerRequest\x1a\x18.cairn.v1.AnswerResponse\x12;\n\x06Report\x12\x17.cairn.v1.ReportRequest\x1a\x18.cairn.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREQUEST']._serialized_start=67
   _globals['_WATCHREQUEST']._serialized_end=98
   _globals['_WATCHRESPONSE']._serialized_start=100
-  _globals['_WATCHRESPONSE']._serialized_end=148
-  _globals['_OFFER']._serialized_start=150
-  _globals['_OFFER']._serialized_end=217
-  _globals['_ANSWERREQUEST']._serialized_start=219
-  _globals['_ANSWERREQUEST']._serialized_end=289
-  _globals['_ANSWERRESPONSE']._serialized_start=291
-  _globals['_ANSWERRESPONSE']._serialized_end=307
-  _globals['_REPORTREQUEST']._serialized_start=310
-  _globals['_REPORTREQUEST']._serialized_end=467
-  _globals['_REPORTRESPONSE']._serialized_start=469
-  _globals['_REPORTRESPONSE']._serialized_end=485
-  _globals['_PLANS']._serialized_start=488
-  _globals['_PLANS']._serialized_end=677
+  _globals['_WATCHRESPONSE']._serialized_end=175
+  _globals['_OFFER']._serialized_start=177
+  _globals['_OFFER']._serialized_end=244
+  _globals['_ANSWERREQUEST']._serialized_start=246
+  _globals['_ANSWERREQUEST']._serialized_end=316
+  _globals['_ANSWERRESPONSE']._serialized_start=318
+  _globals['_ANSWERRESPONSE']._serialized_end=334
+  _globals['_REPORTREQUEST']._serialized_start=337
+  _globals['_REPORTREQUEST']._serialized_end=494
+  _globals['_REPORTRESPONSE']._serialized_start=496
+  _globals['_REPORTRESPONSE']._serialized_end=512
+  _globals['_PLANS']._serialized_start=515
+  _globals['_PLANS']._serialized_end=704
 # @@protoc_insertion_point(module_scope)

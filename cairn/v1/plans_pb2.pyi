@@ -44,16 +44,20 @@ class WatchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OFFERS_FIELD_NUMBER: _builtins.int
+    SUPERLINK_ADDRESS_FIELD_NUMBER: _builtins.int
+    superlink_address: _builtins.str
+    """HOST:PORT at which the site's Flower SuperNode finds the SuperLink; empty when the federation does not train."""
     @_builtins.property
     def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]: ...
     def __init__(
         self,
         *,
         offers: _abc.Iterable[Global___Offer] | None = ...,
+        superlink_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offers", b"offers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offers", b"offers", "superlink_address", b"superlink_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
