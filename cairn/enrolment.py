@@ -1,4 +1,4 @@
-"""The newcomer's side of enrolment: make a key, have it certified, keep both."""
+"""The newcomer's side of enrolment: make a key, have it certified, keep both; the same for the key of its SuperNode."""
 
 from pathlib import Path
 
@@ -19,35 +19,56 @@ def tls_files(folder: Path) -> TlsFiles:
     return TlsFiles(folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
 
 
-def enrol(invitation: Invitation, folder: Path) -> TlsFiles:
+def supernode_key(folder: Path) -> Path:
+    """Name the private key with which the SuperNode of an identity signs: EC P-384, in OpenSSH's format."""
+    return folder / "supernode.key"
+
+
+def supernode_known(folder: Path) -> bool:
+    """Tell whether the aggregator has taken the SuperNode's public key."""
+    return _told(folder).exists()
+
+
+def enrol(invitation: Invitation, folder: Path, *, trains: bool = False) -> TlsFiles:
     """Exchange an invitation for a certificate and keep key, certificate chain and CA in a folder, for the owner only.
 
-    The private key is made here and stays here. When an answer was lost, the same call succeeds with the same key.
+    The private keys are made here and stay here. When an answer was lost, the same call succeeds with the same keys.
+
+    trains  also make a key for the SuperNode and register its public half in the same call
     Raises BadToken, Unreachable.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     files = tls_files(folder)
     if not files.key.exists():
         _keep_key(files.key)
+    public = _supernode_public(folder, make=trains)
     with tls_channel(invitation.enrolment_address, invitation.ca_pem.encode()) as channel, errors_from_wire():
         answer = enrolment_pb2_grpc.EnrolmentStub(channel).Enrol(
-            enrolment_pb2.EnrolRequest(token=invitation.token, csr_pem=_request(files.key)), timeout=TIMEOUT_S
+            enrolment_pb2.EnrolRequest(token=invitation.token, csr_pem=_request(files.key), supernode_key_pem=public),
+            timeout=TIMEOUT_S,
         )
     for path, content in ((files.ca, invitation.ca_pem.encode()), (files.certificate, answer.certificate_chain_pem)):
         with write_atomically(path) as file:
             file.write(content)
+    _note_told(folder, public)
     return files
 
 
-def renew(address: str, folder: Path) -> None:
-    """Replace the certificate in a folder by a new one for the same identity and key. Raises Revoked, Unreachable."""
+def renew(address: str, folder: Path, *, trains: bool = False) -> None:
+    """Replace the certificate in a folder by a new one for the same identity and key.
+
+    trains  register the SuperNode's public key too; it is made if there is none
+    Raises Revoked, Unreachable.
+    """
     files = tls_files(folder)
+    public = _supernode_public(folder, make=trains)
     with mtls_channel(address, files) as channel, errors_from_wire():
         answer = enrolment_pb2_grpc.RenewalStub(channel).Renew(
-            enrolment_pb2.RenewRequest(csr_pem=_request(files.key)), timeout=TIMEOUT_S
+            enrolment_pb2.RenewRequest(csr_pem=_request(files.key), supernode_key_pem=public), timeout=TIMEOUT_S
         )
     with write_atomically(files.certificate) as file:
         file.write(answer.certificate_chain_pem)
+    _note_told(folder, public)
 
 
 def _keep_key(path: Path) -> None:
@@ -55,6 +76,33 @@ def _keep_key(path: Path) -> None:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with write_atomically(path, mode=0o600) as file:
         file.write(pem)
+
+
+def _told(folder: Path) -> Path:
+    return folder / "supernode.pub.pem"
+
+
+def _supernode_public(folder: Path, *, make: bool) -> bytes:
+    """Return the SuperNode's public key, PEM; empty when there is no key and none is to be made."""
+    path = supernode_key(folder)
+    if not path.exists():
+        if not make:
+            return b""
+        made = ec.generate_private_key(ec.SECP384R1())
+        # Flower reads OpenSSH's format alone, and from a file that nobody else may read.
+        private = made.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        with write_atomically(path, mode=0o600) as file:
+            file.write(private)
+    key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _note_told(folder: Path, public: bytes) -> None:
+    if public:
+        with write_atomically(_told(folder)) as file:
+            file.write(public)
 
 
 def _request(key_path: Path) -> bytes:

@@ -2,9 +2,9 @@
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -94,12 +94,30 @@ class Local(_Section):
     page: Loopback = "127.0.0.1:0"
 
 
+Scene = Mapping[str, Any]
+SCENE_PATHS = frozenset({"images", "landmarks", "folder"})
+
+
+class Training(_Section):
+    """Which runs this site trains in, and on what; without this section it trains in none.
+
+    runs    patterns of run names
+    scenes  tables of images with landmarks; the trainer knows what may stand in them
+    """
+
+    runs: tuple[str, ...]
+    scenes: tuple[Scene, ...] = Field(min_length=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(2, ge=1, le=256)
+
+
 class SiteSettings(Settings):
     """The whole of site.toml."""
 
     state_dir: Path
     images: Images
     approval: Approval
+    training: Training | None = None
     labels: Labels = Labels()
     local: Local = Local()
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"
@@ -121,13 +139,47 @@ class SiteSettings(Settings):
         """Where the key and the certificate are."""
         return self.state_dir / "identity"
 
+    @property
+    def training_folder(self) -> Path:
+        """Where everything of the training is."""
+        return self.state_dir / "training"
+
+    @property
+    def replay_folder(self) -> Path:
+        """Where the trainer puts the keys of its transitions, to be tallied."""
+        return self.training_folder / "replay"
+
 
 def load_settings(path: Path) -> SiteSettings:
     """Read site.toml. Raises ConfigError."""
     settings = load(path, SiteSettings)
+    if settings.training:
+        scenes = _whole(settings.training.scenes, path.parent.resolve(), settings.labels_folder)
+        training = settings.training.model_copy(update={"scenes": scenes})
+        settings = settings.model_copy(update={"training": training})
     if settings.labels_folder.resolve().is_relative_to(settings.images.folder.resolve()):
         raise ConfigError(
             f"label images would go to {settings.labels_folder}, inside images.folder, and be taken for images; "
             "set labels.folder or state_dir to a place outside"
         )
     return settings
+
+
+def _whole(scenes: Sequence[Scene], beside: Path, labels: Path) -> tuple[Scene, ...]:
+    """Say relative paths in full, and of label images that they are this site's own."""
+    whole = []
+    for number, scene in enumerate(scenes):
+        full = {
+            key: str(beside / Path(value).expanduser()) if key in SCENE_PATHS and isinstance(value, str) else value
+            for key, value in scene.items()
+        }
+        if full.get("kind") == "labels" and "folder" not in full:
+            study = full.pop("study", None)
+            if not isinstance(study, str):
+                raise ConfigError(
+                    f"site.toml: training.scenes.{number}.study is missing; name the study whose label images are "
+                    "searched, or set folder"
+                )
+            full["folder"] = str(labels / study)
+        whole.append(full)
+    return tuple(whole)

@@ -24,17 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x61irn/v1/edge.proto\x12\x08\x63\x61irn.v1\"\x0f\n\rStatusRequest\"\xee\x01\n\x0eStatusResponse\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x12\n\nworking_on\x18\x04 \x01(\t\x12\x13\n\x0bpixels_done\x18\x05 \x01(\x04\x12\x14\n\x0cpixels_total\x18\x06 \x01(\x04\x12\x12\n\nfiles_done\x18\x07 \x01(\r\x12\x13\n\x0b\x66iles_total\x18\x08 \x01(\r\x12\x0e\n\x06outbox\x18\t \x01(\r\x12\x12\n\nbytes_sent\x18\n \x01(\x04\x12\x10\n\x08problems\x18\x0b \x03(\t\x12\x0c\n\x04page\x18\x0c \x01(\t2C\n\x04\x45\x64ge\x12;\n\x06Status\x12\x17.cairn.v1.StatusRequest\x1a\x18.cairn.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x61irn/v1/edge.proto\x12\x08\x63\x61irn.v1\"\x0f\n\rStatusRequest\"\x9a\x02\n\x0eStatusResponse\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x12\n\nworking_on\x18\x04 \x01(\t\x12\x13\n\x0bpixels_done\x18\x05 \x01(\x04\x12\x14\n\x0cpixels_total\x18\x06 \x01(\x04\x12\x12\n\nfiles_done\x18\x07 \x01(\r\x12\x13\n\x0b\x66iles_total\x18\x08 \x01(\r\x12\x0e\n\x06outbox\x18\t \x01(\r\x12\x12\n\nbytes_sent\x18\n \x01(\x04\x12\x10\n\x08problems\x18\x0b \x03(\t\x12\x0c\n\x04page\x18\x0c \x01(\t\x12*\n\x08training\x18\r \x01(\x0b\x32\x18.cairn.v1.TrainingStatus\"\xc3\x01\n\x0eTrainingStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x36\n\x07metrics\x18\x06 \x03(\x0b\x32%.cairn.v1.TrainingStatus.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x43\n\x04\x45\x64ge\x12;\n\x06Status\x12\x17.cairn.v1.StatusRequest\x1a\x18.cairn.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cairn.v1.edge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRAININGSTATUS_METRICSENTRY']._loaded_options = None
+  _globals['_TRAININGSTATUS_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=33
   _globals['_STATUSREQUEST']._serialized_end=48
   _globals['_STATUSRESPONSE']._serialized_start=51
-  _globals['_STATUSRESPONSE']._serialized_end=289
-  _globals['_EDGE']._serialized_start=291
-  _globals['_EDGE']._serialized_end=358
+  _globals['_STATUSRESPONSE']._serialized_end=333
+  _globals['_TRAININGSTATUS']._serialized_start=336
+  _globals['_TRAININGSTATUS']._serialized_end=531
+  _globals['_TRAININGSTATUS_METRICSENTRY']._serialized_start=485
+  _globals['_TRAININGSTATUS_METRICSENTRY']._serialized_end=531
+  _globals['_EDGE']._serialized_start=533
+  _globals['_EDGE']._serialized_end=600
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,7 @@ class StatusResponse(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     PAGE_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     version: _builtins.str
     connected: _builtins.bool
@@ -63,9 +64,13 @@ class StatusResponse(_message.Message):
     """Sealed tallies that wait to be sent."""
     bytes_sent: _builtins.int
     page: _builtins.str
-    """Where the read-only page is."""
+    """Where the page is."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def training(self) -> Global___TrainingStatus:
+        """Unset when the site does not train."""
+
     def __init__(
         self,
         *,
@@ -81,11 +86,73 @@ class StatusResponse(_message.Message):
         bytes_sent: _builtins.int = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
         page: _builtins.str = ...,
+        training: Global___TrainingStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_sent", b"bytes_sent", "connected", b"connected", "files_done", b"files_done", "files_total", b"files_total", "outbox", b"outbox", "page", b"page", "pixels_done", b"pixels_done", "pixels_total", b"pixels_total", "problems", b"problems", "site", b"site", "version", b"version", "working_on", b"working_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_sent", b"bytes_sent", "connected", b"connected", "files_done", b"files_done", "files_total", b"files_total", "outbox", b"outbox", "page", b"page", "pixels_done", b"pixels_done", "pixels_total", b"pixels_total", "problems", b"problems", "site", b"site", "training", b"training", "version", b"version", "working_on", b"working_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class TrainingStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """"impossible", "waiting", "starting", "running" or "failing"."""
+    sentence: _builtins.str
+    """How it stands, one sentence."""
+    run: _builtins.str
+    """The run and the round that were trained last, or are now; empty and 0 before the first."""
+    round: _builtins.int
+    busy: _builtins.bool
+    """A round is being trained."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Of that round, by name: loss, reward, validation/<task>/mean_mm, replay/unique_share …"""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        sentence: _builtins.str = ...,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        busy: _builtins.bool = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "metrics", b"metrics", "round", b"round", "run", b"run", "sentence", b"sentence", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingStatus: _TypeAlias = TrainingStatus  # noqa: Y015
