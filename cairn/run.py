@@ -1,5 +1,6 @@
 """What a researcher decides about a training run; the algorithm's own settings are checked by agent_trainer."""
 
+import json
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cairn.errors import TrainingError
 from cairn.study import Name
+from cairn.v1 import training_pb2
 
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "trimmed-mean", "krum"]
 # The numbers that a strategy takes beside its name, with their defaults: those of the strategies' own papers.
@@ -60,3 +62,35 @@ def parse_run(values: object) -> RunSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the run"
         raise TrainingError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def run_message(run: RunSpec) -> training_pb2.RunSpec:
+    """Write a specification as its message."""
+    message = training_pb2.RunSpec(
+        **run.model_dump(exclude={"round_deadline", "settings"}), settings_json=json.dumps(run.settings)
+    )
+    message.round_deadline.FromTimedelta(run.round_deadline)
+    return message
+
+
+def read_run(message: training_pb2.RunSpec) -> RunSpec:
+    """Read a specification from its message. Raises TrainingError with the first thing that is wrong."""
+    try:
+        settings = json.loads(message.settings_json or "{}")
+    except ValueError as error:
+        raise TrainingError("settings: they are no JSON object") from error
+    values: dict[str, Any] = {
+        "name": message.name,
+        "algorithm": message.algorithm,
+        "rounds": message.rounds,
+        "min_sites": message.min_sites,
+        "strategy": message.strategy or "fedavg",
+        "strategy_options": dict(message.strategy_options),
+        "evaluate_every": message.evaluate_every,
+        "patience": message.patience,
+        "seed": message.seed,
+        "settings": settings,
+    }
+    if message.HasField("round_deadline"):
+        values["round_deadline"] = message.round_deadline.ToTimedelta()
+    return parse_run(values)

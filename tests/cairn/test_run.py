@@ -3,7 +3,7 @@
 import pytest
 
 from cairn.errors import TrainingError
-from cairn.run import OPTIONS, RunSpec, parse_run
+from cairn.run import OPTIONS, RunSpec, parse_run, read_run, run_message
 
 ASKED = {"name": "sella", "algorithm": "dqn", "rounds": 5, "min_sites": 2}
 
@@ -21,6 +21,29 @@ def test_every_strategy_can_be_asked_for_by_name(strategy: str) -> None:
 def test_a_run_survives_being_stored() -> None:
     run = parse_run({**ASKED, "settings": {"tasks": ["sella"], "gamma": 0.9}, "round_deadline": 30})
     assert RunSpec.model_validate(run.model_dump(mode="json")) == run
+
+
+def test_a_run_crosses_the_wire_unchanged() -> None:
+    run = parse_run(
+        {
+            **ASKED,
+            "strategy": "fedprox",
+            "strategy_options": {"proximal_mu": 0.5},
+            "settings": {"tasks": ["sella"], "scales": [2, 1]},
+            "round_deadline": 30.5,
+            "evaluate_every": 0,
+            "patience": 3,
+            "seed": 2**40,
+        }
+    )
+    assert read_run(run_message(run)) == run
+
+
+def test_settings_that_are_no_json_are_refused() -> None:
+    message = run_message(parse_run(ASKED))
+    message.settings_json = "{"
+    with pytest.raises(TrainingError, match="^settings: "):
+        read_run(message)
 
 
 @pytest.mark.parametrize(
