@@ -42,7 +42,7 @@ def test_a_run_crosses_the_wire_unchanged() -> None:
 def test_settings_that_are_no_json_are_refused() -> None:
     message = run_message(parse_run(ASKED))
     message.settings_json = "{"
-    with pytest.raises(TrainingError, match="^settings: "):
+    with pytest.raises(TrainingError, match=r"^settings: "):
         read_run(message)
 
 
