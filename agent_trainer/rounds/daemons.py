@@ -23,6 +23,14 @@ from agent_trainer.rounds.guard import Guard, token
 
 SECRET = "--superexec-auth-secret-file"  # noqa: S105 - a flag's name
 AGAIN_S = 0.05
+# Middlewares that do nothing in a SuperLink without licence, accounts, event log and tracing, but cost time per request.
+IDLE = {
+    "ControlSensitiveResponseMiddleware",
+    "ControlLicenseMiddleware",
+    "RuntimeTracingMiddleware",
+    "ControlEventLogMiddleware",
+    "FleetEventLogMiddleware",
+}
 GRACE_S = 10.0
 
 
@@ -64,12 +72,12 @@ def superlink(flags: Sequence[str]) -> None:
     """Run flower-superlink behind the guard; blocks."""
     secret = Path(flags[flags.index(SECRET) + 1]).read_bytes()
     _again_soon()
-    from flwr.superlink import extensions
+    from flwr.superlink import main as app
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
 
-    guard = Middleware(Guard, token(secret))
-    extensions.get_middleware = lambda: (guard,)
+    needed = [layer for layer in app._get_middleware() if getattr(layer.cls, "__name__", "") not in IDLE]
+    vars(app)["_get_middleware"] = lambda: [Middleware(Guard, token(secret)), *needed]
     sys.argv = ["flower-superlink", *flags]
     flower_superlink()
 

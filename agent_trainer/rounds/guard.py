@@ -26,25 +26,44 @@ def token(secret: bytes) -> str:
 
 
 class Guard:
-    """ASGI middleware that passes a request on, or answers 404 (no token) or 413 (too large)."""
+    """ASGI middleware that refuses, or hands a request on with its body in one piece.
+
+    The joining is for speed: behind it every piece of 64 KiB would pass eight of Starlette's middlewares, each with
+    tasks of its own, which cost more than all the rest of a round.
+    """
 
     def __init__(self, app: Asgi, expected: str) -> None:
         self._app = app
         self._expected = expected.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] == "http" and (status := self._refusal(scope)):
-            await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await self._app(scope, receive, send)
+        """Pass a request on, or answer 404 (no token) or 413 (too large)."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if not self._admitted(scope):
+            return await _answer(send, 404)
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None  # the caller went away
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > BODY_LIMIT:
+                return await _answer(send, 413)
+        whole: list[dict[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-    def _refusal(self, scope: Scope) -> int:
-        headers = dict(scope["headers"])
-        shown = headers.get(HEADER.encode(), b"")
-        if not (scope["path"].startswith(OPEN_PATHS) or hmac.compare_digest(shown, self._expected)):
-            return 404
-        length = headers.get(b"content-length", b"0")
-        whole = length.isdigit() and int(length) <= BODY_LIMIT and b"transfer-encoding" not in headers
-        return 0 if whole else 413
+        async def joined() -> dict[str, Any]:
+            return whole.pop() if whole else await receive()
+
+        return await self._app(scope, joined, send)
+
+    def _admitted(self, scope: Scope) -> bool:
+        shown = dict(scope["headers"]).get(HEADER.encode(), b"")
+        return scope["path"].startswith(OPEN_PATHS) or hmac.compare_digest(shown, self._expected)
+
+
+async def _answer(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
