@@ -19,7 +19,7 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
 STEADY_S = 60.0  # a child that ran for so long is started again at the shortest wait
 GRACE_S = 10.0  # between asking and forcing
-LINE_BYTES = 1 << 20  # a longer line is cut in two
+LINE_BYTES = 1 << 20
 LOOK_EVERY_S = 60.0  # whether a child is due to be started anew
 
 Log = structlog.typing.FilteringBoundLogger
@@ -41,11 +41,12 @@ class Command:
 class Child:
     """One child process, kept running from `start` to `stop`.
 
-    name     in the log
-    command  called before each start; makes what the child needs. When it raises, it is tried again like a failed start
-    said     called with each line of its standard error, from a thread of its own
-    heard    the same for its standard output; None: `said` takes both
-    now      the clock, for `Command.until`
+    name        in the log
+    command     called before each start; makes what the child needs. When it raises, that is a failed start
+    said        called with each line of its standard error, from a thread of its own
+    heard       the same for its standard output; None: `said` takes both
+    now         the clock, for `Command.until`
+    line_bytes  of its output; a longer line is cut in two
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Child:
         log: Log,
         heard: Hear | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        line_bytes: int = LINE_BYTES,
     ) -> None:
         self.name = name
         self.starts = 0
@@ -64,6 +66,7 @@ class Child:
         self._heard = heard or said
         self._log = log
         self._now = now
+        self._line_bytes = line_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -167,7 +170,7 @@ class Child:
 
     def _read(self, pipe: IO[bytes], hear: Hear) -> None:
         with pipe:
-            while line := pipe.readline(LINE_BYTES):
+            while line := pipe.readline(self._line_bytes):
                 try:
                     hear(line.decode(errors="replace").rstrip())
                 except Exception as error:  # noqa: BLE001 - the child must not block on a pipe that nobody reads
