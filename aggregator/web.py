@@ -26,6 +26,7 @@ class Web:
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",
             timeout_graceful_shutdown=2,
             timeout_keep_alive=30,
             limit_concurrency=200,

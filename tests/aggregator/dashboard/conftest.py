@@ -95,7 +95,7 @@ def filled(empty: Federation, samples: ModuleType) -> Federation:
 
 @contextmanager
 def _serving(app: Starlette) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     listener = socket.create_server(("127.0.0.1", 0))  # takes calls from here on, before the server does
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
