@@ -1,0 +1,1 @@
+"""The researcher's commands: `cairn train`, `cairn runs`, `cairn evaluate`, `cairn export`."""

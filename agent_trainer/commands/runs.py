@@ -1,0 +1,166 @@
+"""`cairn runs …`: look at training runs, stop and resume them, compare them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agent_trainer.commands.watching import as_dict, picture, print_json, run_as_dict, show, watch
+from cairn.errors import ConfigError, StudyError
+from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
+from cairn.rpc import errors_from_wire
+from cairn.v1 import training_pb2, training_pb2_grpc
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Look at training runs, stop and resume them.\n\nExample: `cairn runs list`",
+)
+ERROR = "validation/mean_mm"
+NameArgument = Annotated[str, typer.Argument(help="Name of the run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command("list")
+def list_runs(profile: ProfileOption, *, as_json: JsonOption = False) -> None:
+    """List all runs.
+
+    Example: `cairn runs list --json`
+    """
+    with operator_channel(profile) as channel, errors_from_wire():
+        found = training_pb2_grpc.RunsStub(channel).ListRuns(training_pb2.ListRunsRequest(), timeout=CALL_SECONDS)
+    if as_json:
+        print_json(as_dict(found))
+        return
+    table = Table("name", "algorithm", "state", "round", "created (UTC)", "message")
+    for run in found.runs:
+        created = f"{run.created.ToDatetime():%Y-%m-%d %H:%M}"
+        table.add_row(run.name, run.algorithm, run.state, f"{run.round} of {run.rounds}", created, run.message)
+    Console().print(table)
+
+
+@app.command("show")
+def show_run(
+    name: NameArgument,
+    profile: ProfileOption,
+    *,
+    watching: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run: its rounds, and what every site did in them.
+
+    Examples: `cairn runs show sella` · `cairn runs show sella --watch` · `cairn runs show sella --json`
+    """
+    with operator_channel(profile) as channel:
+        run = watch(channel, name, Console(stderr=as_json)) if watching else show(channel, name)
+    if as_json:
+        print_json(run_as_dict(run))
+    elif not watching:
+        Console().print(picture(run))
+    if run.summary.state == "failed":
+        raise StudyError(f"the run {name} has failed: {run.summary.message}")
+
+
+@app.command()
+def logs(
+    name: NameArgument,
+    profile: ProfileOption,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print a run's log.
+
+    Example: `cairn runs logs sella --follow`
+    """
+    with operator_channel(profile) as channel, errors_from_wire():
+        request = training_pb2.ReadLogRequest(name=name, follow=follow)
+        for line in training_pb2_grpc.RunsStub(channel).ReadLog(request, timeout=None if follow else CALL_SECONDS):
+            typer.echo(f"{line.at.ToDatetime():%Y-%m-%d %H:%M:%S}  {line.text}")
+
+
+@app.command()
+def stop(name: NameArgument, profile: ProfileOption) -> None:
+    """End a run after the round that is under way; its last checkpoint stays.
+
+    Example: `cairn runs stop sella`
+    """
+    with operator_channel(profile) as channel, errors_from_wire():
+        _stub(channel).StopRun(training_pb2.StopRunRequest(name=name), timeout=CALL_SECONDS)
+    typer.echo(f"{name} ends with its round; resume it with: cairn runs resume {name}")
+
+
+@app.command()
+def resume(name: NameArgument, profile: ProfileOption) -> None:
+    """Put a stopped or failed run back into the queue; it goes on behind its last checkpoint.
+
+    Example: `cairn runs resume sella`
+    """
+    with operator_channel(profile) as channel, errors_from_wire():
+        _stub(channel).ResumeRun(training_pb2.ResumeRunRequest(name=name), timeout=CALL_SECONDS)
+    typer.echo(f"{name} is in the queue again; follow it with: cairn runs show {name} --watch")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")],
+    profile: ProfileOption,
+    *,
+    plot: Annotated[Path | None, typer.Option(help="Draw their curves into this PNG file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: settings that differ, and where each of them got to.
+
+    Example: `cairn runs compare uniform sketched --plot curves.png`
+    """
+    if len(set(names)) < 2:
+        raise ConfigError("one run was named; name at least two to compare")
+    with operator_channel(profile) as channel:
+        runs = {name: show(channel, name) for name in names}
+    specs = {name: run_as_dict(run)["spec"] for name, run in runs.items()}
+    differing = _differing(specs)
+    ends = {name: dict(run.rounds[-1].metrics) if run.rounds else {} for name, run in runs.items()}
+    if plot is not None:
+        from agent_trainer.pictures import Curves, draw_curves  # noqa: PLC0415 - matplotlib takes a second
+
+        lines = {name: _curve(run) for name, run in runs.items()}
+        draw_curves(plot, [Curves("mean error on validation images, mm", lines)])
+    if as_json:
+        print_json({"differing": differing, "last_round": ends})
+        return
+    table = Table("", *names)
+    for setting, values in differing.items():
+        table.add_row(setting, *(str(values[name]) for name in names))
+    table.add_row("rounds", *(str(runs[name].summary.round) for name in names))
+    for metric in sorted(set().union(*ends.values())):
+        table.add_row(metric, *(f"{ends[name][metric]:.4g}" if metric in ends[name] else "–" for name in names))
+    Console().print(table)
+
+
+def _curve(run: training_pb2.ShowRunResponse) -> tuple[list[int], list[float]]:
+    """Return a run's validated rounds and their mean errors."""
+    validated = [one for one in run.rounds if ERROR in one.metrics]
+    return [one.round for one in validated], [one.metrics[ERROR] for one in validated]
+
+
+def _differing(specs: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Return the settings that are not the same in all runs, by setting and run."""
+    flat = {
+        name: {**{k: v for k, v in spec.items() if k not in {"name", "settings"}}, **_own(spec)}
+        for name, spec in specs.items()
+    }
+    keys = sorted(set().union(*flat.values()))
+    rows = {key: {name: one.get(key, "default") for name, one in flat.items()} for key in keys}
+    return {key: row for key, row in rows.items() if len({repr(value) for value in row.values()}) > 1}
+
+
+def _own(spec: dict[str, object]) -> dict[str, object]:
+    settings = spec["settings"]
+    assert isinstance(settings, dict)  # by run_as_dict
+    return settings
+
+
+def _stub(channel: grpc.Channel) -> training_pb2_grpc.RunsStub:
+    return training_pb2_grpc.RunsStub(channel)

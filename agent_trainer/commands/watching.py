@@ -1,0 +1,102 @@
+"""A run as people and scripts see it: asked for once, or followed until it ends."""
+
+import json
+import time
+from typing import Any
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cairn.errors import Unreachable
+from cairn.profile import CALL_SECONDS
+from cairn.rpc import errors_from_wire
+from cairn.v1 import training_pb2, training_pb2_grpc
+
+ENDED = ("done", "stopped", "failed")
+LOOK_EVERY_S = 1.0
+SHOWN = 12  # rounds on the screen, the newest
+
+
+def show(channel: grpc.Channel, name: str) -> training_pb2.ShowRunResponse:
+    """Ask for a run with all its rounds. Raises StudyError."""
+    with errors_from_wire():
+        return training_pb2_grpc.RunsStub(channel).ShowRun(training_pb2.ShowRunRequest(name=name), timeout=CALL_SECONDS)
+
+
+def watch(channel: grpc.Channel, name: str, console: Console) -> training_pb2.ShowRunResponse:
+    """Follow a run on the screen until it ends; Ctrl-C stops the watching, never the run."""
+    run = show(channel, name)
+    try:
+        with Live(picture(run), console=console, refresh_per_second=4) as live:
+            while run.summary.state not in ENDED:
+                time.sleep(LOOK_EVERY_S)
+                try:
+                    run = show(channel, name)
+                except Unreachable:  # the aggregator restarts
+                    continue
+                live.update(picture(run))
+    except KeyboardInterrupt:
+        console.print(f"{name} goes on; look at it with: cairn runs show {name} --watch")
+    return run
+
+
+def picture(run: training_pb2.ShowRunResponse) -> RenderableType:
+    """Draw a run: how far it is, and its newest rounds with what every site did."""
+    about, table = run.summary, Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("round", "s", "loss", "reward", "error, mm", "sites"):
+        table.add_column(column, justify="left" if column == "sites" else "right")
+    for one in run.rounds[-SHOWN:]:
+        table.add_row(
+            str(one.round),
+            f"{one.seconds:.1f}",
+            *(_number(one.metrics, name) for name in ("loss", "reward", "validation/mean_mm")),
+            " · ".join(_site(site) for site in one.sites),
+        )
+    head = Text.assemble((about.name, "bold"), f"  {about.state}  round {about.round} of {about.rounds}")
+    bar = ProgressBar(total=max(1, about.rounds), completed=about.round, width=60)
+    message = [Text(about.message, style="yellow")] if about.message else []
+    return Group(head, bar, *message, table)
+
+
+def _number(metrics: Any, name: str) -> str:
+    return f"{metrics[name]:.3g}" if name in metrics else "–"
+
+
+def _site(site: training_pb2.SiteRound) -> str:
+    if site.state != "trained":
+        return f"{site.site}: {site.state}{f' ({site.reason})' if site.reason else ''}"
+    error = site.metrics.get("validation/mean_mm")
+    return f"{site.site} {error:.2f} mm" if error is not None else site.site
+
+
+def run_as_dict(run: training_pb2.ShowRunResponse) -> dict[str, Any]:
+    """Say a run as one JSON object: summary, spec (its settings as an object), rounds."""
+    found = as_dict(run)
+    found["spec"]["settings"] = json.loads(found["spec"].pop("settings_json", "") or "{}")
+    return found
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Say a message as a JSON object with the names of the proto; 64-bit numbers stay numbers."""
+    values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return {key: _numbers(value, key) for key, value in values.items()}
+
+
+def _numbers(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _numbers(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one, key) for one in value]
+    return int(value) if key in {"bytes", "seed"} else value  # 64-bit integers come as text
+
+
+def print_json(values: object) -> None:
+    """Print one JSON object."""
+    typer.echo(json.dumps(values, indent=2))
