@@ -72,6 +72,18 @@ class Limits(BaseModel):
     failed_enrolments: int = Field(default=10, ge=1)
 
 
+class Training(BaseModel):
+    """Where sites' SuperNodes find the SuperLink; without this section the federation does not train.
+
+    superlink_address  HOST or HOST:PORT as the sites reach it; the first address' host when not set
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    superlink_listen: Listening = "0.0.0.0:8446"
+    superlink_address: Public | None = None
+
+
 class AggregatorSettings(Settings):
     """The whole of aggregator.toml.
 
@@ -89,13 +101,19 @@ class AggregatorSettings(Settings):
     database: str | None = None
     blobs: str | None = None
     limits: Limits = Limits()
+    training: Training | None = None
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        ports = [split_address(address)[1] for address in (self.listen, self.enrolment_listen, self.dashboard_listen)]
-        fixed = [port for port in ports if port]
+        listens = [self.listen, self.enrolment_listen, self.dashboard_listen]
+        if self.training:
+            listens.append(self.training.superlink_listen)
+        fixed = [port for port in (split_address(address)[1] for address in listens) if port]
         if len(set(fixed)) < len(fixed):
-            raise ValueError("listen, enrolment_listen and dashboard_listen need three different ports")
+            which = "listen, enrolment_listen and dashboard_listen need three different ports"
+            if self.training:
+                which = "listen, enrolment_listen, dashboard_listen and superlink_listen need four different ports"
+            raise ValueError(which)
         return self
 
     @property
@@ -112,6 +130,11 @@ class AggregatorSettings(Settings):
     def spool(self) -> Path:
         """Where files wait on their way into the store; on a disk of this machine."""
         return self.state_dir / "spool"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs' checkpoints, one folder a run."""
+        return self.state_dir / "runs"
 
     @property
     def addresses_file(self) -> Path:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -25,9 +26,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-Role = Literal["site", "operator"]
+Role = Literal["site", "operator", "trainer"]
 MemberState = Literal["invited", "enrolled", "revoked"]
 PlanState = Literal["open", "closed", "done"]
+RunState = Literal["queued", "running", "stopping", "stopped", "done", "failed"]
 
 
 class Utc(TypeDecorator[datetime]):
@@ -72,11 +74,11 @@ class Base(DeclarativeBase):
 
 
 class Member(Base):
-    """A site or an operator: invited → enrolled → revoked → invited again, and so on."""
+    """A site, an operator or the aggregator's own trainer: invited → enrolled → revoked → invited again, and so on."""
 
     __tablename__ = "member"
     __table_args__ = (
-        CheckConstraint("role IN ('site', 'operator')", name="role"),
+        CheckConstraint("role IN ('site', 'operator', 'trainer')", name="role"),
         CheckConstraint("state IN ('invited', 'enrolled', 'revoked')", name="state"),
     )
 
@@ -94,6 +96,7 @@ class Member(Base):
     version: Mapped[str] = mapped_column(String(64), default="")
     working_fingerprint: Mapped[str | None] = mapped_column(Hex256)  # the plan last reported on; None: idle
     problems: Mapped[list[str]] = mapped_column(Json, default=list)  # sentences, newest last
+    supernode_key: Mapped[str | None] = mapped_column(Text, index=True, unique=True)  # PEM; its SuperNode signs with it
 
 
 class Certificate(Base):
@@ -135,13 +138,13 @@ class Study(Base):
 
 
 class Plan(Base):
-    """A published plan: one stage of one window of a study."""
+    """A published plan: one stage of one window of a study, or one round of a run."""
 
     __tablename__ = "plan"
     __table_args__ = (CheckConstraint("state IN ('open', 'closed', 'done')", name="state"),)
 
     fingerprint: Mapped[str] = mapped_column(Hex256, primary_key=True)  # SHA-256 of `published`
-    study: Mapped[str] = mapped_column(Name, ForeignKey("study.name"), index=True)
+    study: Mapped[str] = mapped_column(Name, index=True)  # or the run; their names are in one namespace
     stage: Mapped[str] = mapped_column(String(16))
     window: Mapped[int] = mapped_column(Integer)
     published: Mapped[bytes] = mapped_column(LargeBinary)
@@ -150,6 +153,49 @@ class Plan(Base):
     closed_at: Mapped[datetime | None] = mapped_column(Utc)
     state: Mapped[PlanState] = mapped_column(String(16), index=True)
     sites_expected: Mapped[list[str] | None] = mapped_column(Json)  # whose uploads the merge takes; frozen on closing
+
+
+class Run(Base):
+    """A training run; its states are those of aggregator/runs/records.py."""
+
+    __tablename__ = "run"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'running', 'stopping', 'stopped', 'done', 'failed')", name="state"),
+    )
+
+    name: Mapped[str] = mapped_column(Name, primary_key=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)  # a cairn.run.RunSpec, dumped in mode "json"
+    state: Mapped[RunState] = mapped_column(String(16), index=True)
+    round: Mapped[int] = mapped_column(Integer, default=0)  # rounds that count so far
+    created_at: Mapped[datetime] = mapped_column(Utc)
+    queued_at: Mapped[datetime] = mapped_column(Utc)  # the first in the queue is the next
+    started_at: Mapped[datetime | None] = mapped_column(Utc)  # when the trainer first took it
+    ended_at: Mapped[datetime | None] = mapped_column(Utc)
+    message: Mapped[str] = mapped_column(Text, default="")
+
+
+class RunRound(Base):
+    """A round that counts."""
+
+    __tablename__ = "run_round"
+
+    run: Mapped[str] = mapped_column(Name, ForeignKey("run.name"), primary_key=True)
+    round: Mapped[int] = mapped_column(Integer, primary_key=True)  # from 1
+    ended_at: Mapped[datetime] = mapped_column(Utc)
+    seconds: Mapped[float] = mapped_column(Double)
+    metrics: Mapped[dict[str, float]] = mapped_column(Json)  # over all sites, by name; finite numbers only
+    sites: Mapped[list[dict[str, Any]]] = mapped_column(Json)  # site, state, reason, metrics, bytes
+
+
+class RunLog(Base):
+    """A line of a run's log."""
+
+    __tablename__ = "run_log"
+
+    run: Mapped[str] = mapped_column(Name, ForeignKey("run.name"), primary_key=True)
+    line: Mapped[int] = mapped_column(Integer, primary_key=True)  # from 1
+    at: Mapped[datetime] = mapped_column(Utc)
+    text: Mapped[str] = mapped_column(Text)
 
 
 class Answer(Base):

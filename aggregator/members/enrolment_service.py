@@ -1,5 +1,6 @@
 """Certificates for those who were invited, and the check at every call that they still hold."""
 
+import hashlib
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -22,15 +23,24 @@ CERTIFICATES_A_DAY = 20  # that one member may ask for
 
 
 class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
-    """Exchanges one-time tokens for certificates, on the port that asks for none."""
+    """Exchanges one-time tokens for certificates, on the port that asks for none.
+
+    superlink_address  told to who enrols; "" when the federation does not train
+    """
 
     def __init__(
-        self, engine: Engine, authority: pki.Authority, attempts: Attempts, now: Callable[[], datetime]
+        self,
+        engine: Engine,
+        authority: pki.Authority,
+        attempts: Attempts,
+        now: Callable[[], datetime],
+        superlink_address: str = "",
     ) -> None:
         self._engine = engine
         self._authority = authority
         self._attempts = attempts
         self._now = now
+        self._superlink_address = superlink_address
 
     def Enrol(  # noqa: N802 - gRPC's spelling
         self, request: enrolment_pb2.EnrolRequest, context: grpc.ServicerContext
@@ -39,14 +49,22 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
         peer = context.peer().rpartition(":")[0]  # without the port, which changes from call to call
         self._attempts.check(peer)
         try:
-            identity, chain = self.enrol(request.token, pki.requested_key(request.csr_pem))
+            supernode = pki.supernode_key(request.supernode_key_pem)
+            identity, chain = self.enrol(request.token, pki.requested_key(request.csr_pem), supernode)
         except IdentityError:
             self._attempts.failed(peer)
             raise
-        return enrolment_pb2.EnrolResponse(certificate_chain_pem=chain, identity=str(identity))
+        return enrolment_pb2.EnrolResponse(
+            certificate_chain_pem=chain, identity=str(identity), superlink_address=self._superlink_address
+        )
 
-    def enrol(self, token: str, key: ec.EllipticCurvePublicKey) -> tuple[Identity, bytes]:
-        """Issue a certificate to the member whose one-time token this is. Raises BadToken."""
+    def enrol(
+        self, token: str, key: ec.EllipticCurvePublicKey, supernode: str | None = None
+    ) -> tuple[Identity, bytes]:
+        """Issue a certificate to the member whose one-time token this is. Raises BadToken, IdentityError.
+
+        supernode  public key of the site's SuperNode, PEM
+        """
         now, shown = self._now(), pki.key_hash(key)
         with writing(self._engine) as session:
             member = session.scalar(select(Member).where(Member.token_hash == token_hash(token)))
@@ -56,7 +74,9 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
                 raise BadToken(f"the invitation of {member.name} was withdrawn by the operator")
             identity = Identity(self._authority.federation, member.role, member.name)
             if member.state == "enrolled":
-                return identity, _same_again(session, member, shown)
+                chain = _same_again(session, member, shown)
+                _keep_supernode_key(session, member, supernode, now)
+                return identity, chain
             assert member.token_expires is not None  # set together with the token
             if member.token_expires < now:
                 raise BadToken(
@@ -66,6 +86,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
             chain = certify(session, self._authority, member, key, now)
             member.state, member.enrolled_at, member.public_key = "enrolled", now, shown
             audit(session, now, f"{member.role}/{member.name}", "enrol", member.name)
+            _keep_supernode_key(session, member, supernode, now)
         return identity, chain
 
 
@@ -83,6 +104,7 @@ class RenewalService(enrolment_pb2_grpc.RenewalServicer):
         """Issue a certificate for the identity in the caller's own; the old one holds until it ends."""
         who = caller(context)
         key, now = pki.requested_key(request.csr_pem), self._now()
+        supernode = pki.supernode_key(request.supernode_key_pem)
         with writing(self._engine) as session:
             member = _in_good_standing(session, who, now)
             recent = session.scalar(
@@ -94,6 +116,7 @@ class RenewalService(enrolment_pb2_grpc.RenewalServicer):
                 raise TooLarge(f"{member.name} got {recent} certificates within a day, which is the most; try tomorrow")
             chain = certify(session, self._authority, member, key, now)
             audit(session, now, f"{member.role}/{member.name}", "renew", member.name)
+            _keep_supernode_key(session, member, supernode, now)
         return enrolment_pb2.RenewResponse(certificate_chain_pem=chain)
 
 
@@ -143,6 +166,19 @@ def certify(
         )
     )
     return chain
+
+
+def _keep_supernode_key(session: Session, member: Member, key: str | None, now: datetime) -> None:
+    if key is None or key == member.supernode_key:
+        return
+    if member.role != "site":
+        raise IdentityError(f"{member.name} is {member.role}, and only a site has a SuperNode")
+    holder = session.scalar(select(Member.name).where(Member.supernode_key == key))
+    if holder is not None:
+        raise IdentityError(f"{member.name} came with the SuperNode key of another site; make a key of its own")
+    member.supernode_key = key
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    audit(session, now, f"site/{member.name}", "supernode-key", member.name, sha256=digest)
 
 
 def _same_again(session: Session, member: Member, shown: str) -> bytes:

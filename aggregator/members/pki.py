@@ -27,6 +27,7 @@ LEAF_VALID = timedelta(days=365)
 CLOCK_SKEW = timedelta(hours=1)  # certificates hold from an hour ago, for sites whose clocks are behind
 SERIAL_BITS = 152  # random; RFC 5280 allows 20 octets, of which the first bit stays 0
 REQUEST_LIMIT = 16 << 10  # bytes of a signing request; one with a P-256 key has under 1 KiB
+SUPERNODE_KEY_LIMIT = 1 << 10  # bytes of a public key in PEM; one of P-384 has 215
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,27 @@ def requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError("the certificate request has a key of another kind where EC P-256 is expected")
     return key
+
+
+def supernode_key(pem: bytes) -> str | None:
+    """Return the public key of a site's SuperNode, written anew; None for an empty one. Raises IdentityError.
+
+    Flower 1.41 takes keys of any NIST curve and makes its own on P-384, the one that is taken here.
+    """
+    if not pem:
+        return None
+    if len(pem) > SUPERNODE_KEY_LIMIT:
+        raise IdentityError(
+            f"the SuperNode's public key has {len(pem)} bytes where at most {SUPERNODE_KEY_LIMIT} are expected"
+        )
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError("the SuperNode's public key is not readable PEM; make the key anew") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise IdentityError("the SuperNode's public key is of another kind where EC P-384 is expected")
+    written = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return written.decode()
 
 
 def chain_pem(certificate: x509.Certificate, authority: Authority) -> bytes:

@@ -18,6 +18,7 @@ from cairn.v1 import operations_pb2, operations_pb2_grpc
 CONNECTED_WITHIN = timedelta(seconds=15)  # a site that watches for plans is seen every few seconds
 VALID_BY_DEFAULT = timedelta(days=7)
 VALID_AT_MOST = timedelta(days=90)
+TRAINER = "trainer"  # name and role of the aggregator's own trainer
 
 
 class SitesService(operations_pb2_grpc.SitesServicer):
@@ -44,6 +45,8 @@ class SitesService(operations_pb2_grpc.SitesServicer):
         token, now = new_token(), self._now()
         with writing(self._engine) as session:
             member = session.get(Member, name)
+            if name == TRAINER or (member is not None and member.role == "trainer"):
+                raise StudyError(f"the name {name} is kept for the aggregator's own trainer; choose another one")
             if member is not None and member.state == "enrolled":
                 raise StudyError(f"the name {name} is taken by an enrolled {member.role}; revoke it first")
             if member is not None and member.role != role and member.state == "revoked":
@@ -70,9 +73,11 @@ class SitesService(operations_pb2_grpc.SitesServicer):
             member = session.get(Member, name)
             if member is None:
                 raise StudyError(f"there is no site or operator {name}; `cairn aggregator sites` lists them")
+            if member.role == "trainer":
+                raise StudyError("the trainer is the aggregator's own; take [training] out of aggregator.toml")
             if member.state != "revoked":
                 member.state, member.revoked_at, member.revoke_reason = "revoked", now, request.reason[:300]
-                member.working_fingerprint = None
+                member.working_fingerprint = member.supernode_key = None
                 session.execute(delete(DashboardToken).where(DashboardToken.member == name))
                 session.execute(
                     update(Certificate)

@@ -24,14 +24,23 @@ COUNT_LIMIT = 2**62
 class PlansService(plans_pb2_grpc.PlansServicer):
     """cairn.v1.Plans.
 
-    answered  called after a site answered: a refusal may close a stage
+    answered           called after a site answered: a refusal may close a stage
+    superlink_address  told to every site that watches; "" when the federation does not train
     """
 
-    def __init__(self, engine: Engine, board: Board, now: Callable[[], datetime], answered: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        board: Board,
+        now: Callable[[], datetime],
+        answered: Callable[[], None],
+        superlink_address: str = "",
+    ) -> None:
         self._engine = engine
         self._board = board
         self._now = now
         self._answered = answered
+        self._superlink_address = superlink_address
 
     def Watch(  # noqa: N802 - the name in the proto
         self, request: plans_pb2.WatchRequest, context: grpc.ServicerContext
@@ -43,7 +52,7 @@ class PlansService(plans_pb2_grpc.PlansServicer):
             member.version, member.last_seen = plain_text(request.version, VERSION), self._now()
         context.add_callback(self._board.wake)
         for offers in self._board.watch(site, context.is_active):
-            response = plans_pb2.WatchResponse()
+            response = plans_pb2.WatchResponse(superlink_address=self._superlink_address)
             for offer in offers:
                 response.offers.add(plan=offer.plan).deadline.FromDatetime(offer.deadline)
             yield response

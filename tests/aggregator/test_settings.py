@@ -46,6 +46,7 @@ def test_only_what_a_person_must_decide_has_no_default(tmp_path: Path) -> None:
     settings = load_settings(path)
     assert settings.database_url == f"sqlite:///{tmp_path / 'cairn.db'}"
     assert settings.blobs_url == f"file://{tmp_path / 'blobs'}"
+    assert settings.training is None
     for missing in ("federation", "addresses"):
         path.write_text("\n".join(line for line in WHOLE.splitlines() if not line.startswith(missing)))
         with pytest.raises(ConfigError, match=f"{missing} is missing"):
@@ -66,6 +67,10 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytes
     [
         ('listen = "0.0.0.0"', "names no port"),
         ('listen = "0.0.0.0:8445"', "three different ports"),
+        ('[training]\nsuperlink_listen = "0.0.0.0:8443"', "four different ports"),
+        ('[training]\nsuperlink_listen = "0.0.0.0"', "names no port"),
+        ('[training]\nsuperlink_address = "http://x"', "is not HOST:PORT"),
+        ('[training]\nsuperlink = "0.0.0.0:1"', "did you mean training.superlink_listen"),
         ('enrolment_address = "http://x"', "is not HOST:PORT"),
         ("[limits]\nthreads = 1", "greater than or equal to 8"),
         ("[limits]\nthread = 100", "did you mean limits.threads"),
