@@ -23,7 +23,7 @@ from agent_trainer.rounds.guard import Guard, token
 
 SECRET = "--superexec-auth-secret-file"  # noqa: S105 - a flag's name
 AGAIN_S = 0.05
-# Middlewares that do nothing in a SuperLink without licence, accounts, event log and tracing, but cost time per request.
+# Middlewares that do nothing in a SuperLink without licence, accounts, event log and tracing, but cost time.
 IDLE = {
     "ControlSensitiveResponseMiddleware",
     "ControlLicenseMiddleware",

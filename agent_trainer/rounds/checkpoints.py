@@ -1,0 +1,141 @@
+"""Checkpoints: after every round a folder with all that the next one needs, there whole or not at all.
+
+<folder>/<run>/round-000012/weights.safetensors     the weights that the round made
+                            strategy.safetensors    what the strategy carries over (momentum …)
+                            replay.tally            the sum of all merged replay tallies, if there is one
+                            state.json              the rest, as `Checkpoint` has it
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from agent_trainer.rounds.layout import Weights
+from cairn.errors import TrainingError
+from cairn.files import sync_folder
+
+KEPT = 3
+PREFIX = "round-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    round         rounds that count
+    best_round    of the best validation; 0 before there was one
+    best_value    its mean error in mm, over all sites and tasks
+    since_best    validations after it
+    plan          published bytes, in hex, of the replay plan whose coder the merged tables are of; "" before
+    report        the last round as it was reported, for a report that was lost
+    """
+
+    round: int
+    best_round: int = 0
+    best_value: float | None = None
+    since_best: int = 0
+    plan: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on. The order of `weights` is not kept; the network's own layout gives it."""
+
+    progress: Progress
+    weights: Weights
+    strategy: dict[str, npt.NDArray[np.float32]]
+    replay: bytes = b""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of its own.
+
+    about  written into the head of the weights' files: run, algorithm, settings; strings only
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._about = dict(about)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):
+            shutil.rmtree(part)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and delete old ones, but never the best; returns its folder. Raises OSError, whole."""
+        progress = checkpoint.progress
+        place = self._place(progress.round)
+        part = place.with_name(f".{place.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            about = {**self._about, "round": str(progress.round)}
+            save_file(checkpoint.weights, part / "weights.safetensors", about)
+            save_file(checkpoint.strategy, part / "strategy.safetensors")
+            (part / "replay.tally").write_bytes(checkpoint.replay)
+            (part / "state.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+            for file in part.iterdir():
+                _sync(file)
+            sync_folder(part)
+            shutil.rmtree(place, ignore_errors=True)  # of a round that is played again
+            part.rename(place)
+            sync_folder(self._folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        for number in self.rounds()[:-KEPT]:
+            if number != progress.best_round:
+                shutil.rmtree(self._place(number), ignore_errors=True)
+        return place
+
+    def rounds(self) -> list[int]:
+        """List the rounds whose checkpoint is there, rising."""
+        return sorted(int(found.name.removeprefix(PREFIX)) for found in self._folder.glob(f"{PREFIX}[0-9]*"))
+
+    def latest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that can be read. Raises TrainingError when there are some but none can."""
+        found = self.rounds()
+        for number in reversed(found):
+            try:
+                return self.load(number)
+            except TrainingError:
+                if number == found[0]:
+                    raise
+        return None
+
+    def load(self, number: int) -> Checkpoint:
+        """Read the checkpoint of a round. Raises TrainingError."""
+        place = self._place(number)
+        try:
+            state = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(
+                Progress(**state),
+                load_file(place / "weights.safetensors"),
+                load_file(place / "strategy.safetensors"),
+                (place / "replay.tally").read_bytes(),
+            )
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise TrainingError(
+                f"the checkpoint of round {number} cannot be read ({type(error).__name__}); "
+                "restore its folder from a backup, or begin a new run"
+            ) from error
+
+    def _place(self, number: int) -> Path:
+        return self._folder / f"{PREFIX}{number:06d}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""What a round's messages hold: an order from the middle, an answer from a site.
+
+Order    ArrayRecord "weights" {flat}, ConfigRecord "round" (the fields of `Order`)
+Answer   ArrayRecord "weights" {flat} (of a train message only), MetricRecord "metrics"
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from agent_trainer.rounds.layout import Layout, Vector, check_finite, read_layout, write_layout
+from cairn.errors import TrainingError
+
+WEIGHTS, FLAT, ROUND, METRICS = "weights", "flat", "round", "metrics"
+EXAMPLES = "examples"
+TRAIN, EVALUATE = "train.{}", "evaluate.{}"  # message types, of an algorithm
+METRIC_LIMIT = 1000  # numbers that a site may send
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a site is asked to do in a round.
+
+    settings    the algorithm's own, JSON
+    seed        of the run; a site adds its own name and the round
+    evaluate    measure the weights that came on the site's validation scenes, before training
+    deadline_s  when the answer must be there; the site ends its training before
+    plan        published bytes of the round's replay plan; b"" for none
+    coder_plan  published bytes of the plan that holds the coder of `counts`; b"" before there is one
+    counts      tally file: the sum of all merged replay tallies; b"" before there is one
+    """
+
+    run: str
+    number: int
+    settings: str
+    seed: int
+    layout: Layout
+    evaluate: bool
+    deadline_s: float
+    plan: bytes = b""
+    coder_plan: bytes = b""
+    counts: bytes = b""
+    proximal_mu: float = 0.0
+
+
+def arrays(vector: Vector) -> ArrayRecord:
+    """Wrap a vector float32[n] for Flower."""
+    return ArrayRecord({FLAT: Array(vector)})
+
+
+def vector(record: ArrayRecord) -> Vector:
+    """Unwrap it. Raises TrainingError when it is something else."""
+    try:
+        found = record[FLAT].numpy()
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError("the message holds no weights that this version can read; update the older side") from error
+    if list(record) != [FLAT] or found.dtype != np.float32 or found.ndim != 1:
+        raise TrainingError(f"weights came as {found.dtype}{found.shape} where one float32 vector was expected")
+    return found
+
+
+def order_record(order: Order) -> ConfigRecord:
+    """Write an order."""
+    fields = {**vars(order), "layout": write_layout(order.layout)}
+    return ConfigRecord({name.replace("_", "-"): value for name, value in fields.items()})
+
+
+def read_order(message: Message) -> tuple[Order, Vector]:
+    """Read an order and the weights that came with it. Raises TrainingError."""
+    record = message.content.config_records.get(ROUND)
+    weights = message.content.array_records.get(WEIGHTS)
+    if record is None or weights is None:
+        raise TrainingError("the train message holds no order that this version can read; update the older side")
+    fields = {name.replace("-", "_"): value for name, value in record.items() if name != "server-round"}
+    try:
+        fields["layout"] = read_layout(str(fields["layout"]))
+        order = Order(**fields)  # type: ignore[arg-type]  # the names are checked by the call, the values were ours
+    except (KeyError, TypeError) as error:
+        raise TrainingError("the order of the round has other fields than expected; update the older side") from error
+    return order, vector(weights)
+
+
+def answer(metrics: Mapping[str, float], trained: Vector | None, message: Message) -> Message:
+    """Answer a message with numbers, of which those that are not finite are left out, and with weights."""
+    content = RecordDict({METRICS: MetricRecord({name: v for name, v in metrics.items() if math.isfinite(v)})})
+    if trained is not None:
+        content[WEIGHTS] = arrays(trained)
+    return Message(content, reply_to=message)
+
+
+def read_metrics(message: Message) -> dict[str, float]:
+    """Read the numbers of an answer. Raises TrainingError for something else."""
+    record = message.content.metric_records.get(METRICS)
+    if record is None or len(record) > METRIC_LIMIT:
+        raise TrainingError("the answer holds no numbers that this version can read; update the older side")
+    found = {str(name)[:100]: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def read_update(message: Message, length: int) -> tuple[Vector, dict[str, float]]:
+    """Read a site's update and its numbers. Raises Diverged for NaN or infinity, TrainingError for another network."""
+    record = message.content.array_records.get(WEIGHTS)
+    if record is None:
+        raise TrainingError("the answer holds no weights")
+    update, metrics = vector(record), read_metrics(message)
+    if len(update) != length:
+        raise TrainingError(f"the update has {len(update)} weights where {length} were expected")
+    check_finite(update)
+    if metrics.get(EXAMPLES, 0) <= 0:
+        raise TrainingError("the update is of no examples; the site has nothing to learn from")
+    return update, metrics
