@@ -58,9 +58,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
             certificate_chain_pem=chain, identity=str(identity), superlink_address=self._superlink_address
         )
 
-    def enrol(
-        self, token: str, key: ec.EllipticCurvePublicKey, supernode: str | None = None
-    ) -> tuple[Identity, bytes]:
+    def enrol(self, token: str, key: ec.EllipticCurvePublicKey, supernode: str | None = None) -> tuple[Identity, bytes]:
         """Issue a certificate to the member whose one-time token this is. Raises BadToken, IdentityError.
 
         supernode  public key of the site's SuperNode, PEM

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from aggregator import database, tables
-from aggregator.intake import merging
+from aggregator.intake import closing, merging
 from aggregator.intake.store import BlobStore
 from aggregator.intake.uploads import Uploads
 from aggregator.study import records, steps, studies
@@ -152,11 +152,7 @@ class Coordinator:
             decision = self._decide(session, study, row)  # again, now that nobody else can change anything
             if isinstance(decision, studies.Wait):
                 return False
-            row.state, row.closed_at, row.sites_expected = "closed", self._now(), list(decision.sites)
-            database.audit(
-                session, self._now(), AGGREGATOR, "close", row.fingerprint,
-                study=row.study, stage=row.stage, window=row.window, sites=list(decision.sites),
-            )  # fmt: skip
+            closing.close(session, row, decision.sites, AGGREGATOR, self._now())
         self._log.info("stage closed", study=plan.study, stage=plan.stage, window=plan.window)
         self._uploads.forget(plan.fingerprint)
         return True
@@ -167,28 +163,16 @@ class Coordinator:
         return studies.closing(sites, min_sites, plan.deadline, self._now())
 
     def _merge(self, plan: tables.Plan) -> bool:
-        with database.reading(self._engine) as session:
-            uploads = records.frozen_uploads(session, plan)
-        stage = codec.decode_plan(plan.published).stage
         started = self._now()
-        tally = merging.merge(self._store, [upload.digest for upload in uploads], plan.fingerprint, stage)
-        digest = merging.store_merged(self._store, tally, self._folder / "spool")
-        numbers = [upload.id for upload in uploads]
-        with database.writing(self._engine) as session:
-            row = session.get(tables.Plan, plan.fingerprint)
-            if row is None or row.state != "closed":
-                return False
-            row.state = "done"
-            session.merge(tables.Merge(plan=plan.fingerprint, digest=digest, uploads=numbers, at=self._now()))
-            database.audit(
-                session, self._now(), AGGREGATOR, "merge", plan.fingerprint,
-                study=plan.study, stage=plan.stage, window=plan.window, digest=digest, uploads=numbers,
-            )  # fmt: skip
+        spool = self._folder / "spool"
+        merged = closing.merge_closed(self._engine, self._store, spool, plan, AGGREGATOR, self._now)
+        if merged is None:
+            return False
         self._metrics.merges.inc()
         seconds = (self._now() - plan.opened_at).total_seconds()
         self._metrics.stage_seconds.labels(plan.stage).observe(seconds)
         took = (self._now() - started).total_seconds()
-        self._log.info("merged", study=plan.study, stage=plan.stage, window=plan.window, sites=len(uploads), s=took)
+        self._log.info("merged", study=plan.study, stage=plan.stage, window=plan.window, sites=len(merged), s=took)
         return True
 
     def _work(self, study: tables.Study, plan: tables.Plan | None) -> Work | None:

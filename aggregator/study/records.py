@@ -77,15 +77,6 @@ def participants(session: Session, plan: str) -> list[studies.Participant]:
     ]
 
 
-def frozen_uploads(session: Session, plan: tables.Plan) -> list[tables.Upload]:
-    """List the uploads that a closed plan's merge takes, in the ledger's order."""
-    sites = plan.sites_expected or []
-    query = select(tables.Upload).filter_by(plan=plan.fingerprint).where(tables.Upload.site.in_(sites))
-    found = list(session.scalars(query.order_by(tables.Upload.id)))
-    assert len(found) == len(sites)  # frozen from the ledger, from which nothing is removed
-    return found
-
-
 def say(session: Session, study: str, message: str) -> bool:
     """Set the sentence that a study shows to people; tells whether it is another than before."""
     row = find_study(session, study)
