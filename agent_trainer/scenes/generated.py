@@ -40,7 +40,7 @@ LUNGS: Final = (
     Organ((0.0, -0.42, -0.45), (0.55, 0.30, 0.27), -0.34),
     Organ((0.0, -0.42, 0.47), (0.55, 0.30, 0.26), -0.34),
 )
-SPINE: Final = Organ((-0.45, 0.0, 0.0), (0.16, 1.2, 0.07), 0.22)
+SPINE: Final = Organ((-0.45, -0.25, 0.0), (0.16, 0.80, 0.07), 0.22)
 BODY: Final = (0.80, 0.86, 0.72)  # half depth, height and width of the trunk in units of half the image
 RIM: Final = 0.06  # width of an outline's slope, in the body's units
 
