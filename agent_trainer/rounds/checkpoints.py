@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from agent_trainer.rounds.layout import Weights
 from cairn.errors import TrainingError
-from cairn.files import sync_folder
+from cairn.files import sync_folder, write_atomically
 
 KEPT = 3
 PREFIX = "round-"
@@ -86,7 +86,7 @@ class Checkpoints:
             for file in part.iterdir():
                 _sync(file)
             sync_folder(part)
-            shutil.rmtree(place, ignore_errors=True)  # of a round that is played again
+            shutil.rmtree(place, ignore_errors=True)  # one that could not be read
             part.rename(place)
             sync_folder(self._folder)
         except BaseException:
@@ -96,6 +96,11 @@ class Checkpoints:
             if number != progress.best_round:
                 shutil.rmtree(self._place(number), ignore_errors=True)
         return place
+
+    def note(self, progress: Progress) -> None:
+        """Replace what the newest checkpoint says of the run, keeping its weights."""
+        with write_atomically(self._place(progress.round) / "state.json") as file:
+            file.write(json.dumps(asdict(progress), indent=1).encode())
 
     def rounds(self) -> list[int]:
         """List the rounds whose checkpoint is there, rising."""

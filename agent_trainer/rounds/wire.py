@@ -76,8 +76,7 @@ def read_order(message: Message) -> tuple[Order, Vector]:
         raise TrainingError("the train message holds no order that this version can read; update the older side")
     fields = {name.replace("-", "_"): value for name, value in record.items() if name != "server-round"}
     try:
-        fields["layout"] = read_layout(str(fields["layout"]))
-        order = Order(**fields)  # type: ignore[arg-type]  # the names are checked by the call, the values were ours
+        order = Order(**{**fields, "layout": read_layout(str(fields["layout"]))})  # type: ignore[arg-type]  # the names are checked by the call, the values were ours
     except (KeyError, TypeError) as error:
         raise TrainingError("the order of the round has other fields than expected; update the older side") from error
     return order, vector(weights)

@@ -1,0 +1,295 @@
+"""A run at the middle, round after round, with a checkpoint behind each: the loop that `middle` drives."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import Message, RecordDict
+
+from agent_trainer.config import DqnConfig
+from agent_trainer.rounds import layout as lay
+from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
+from agent_trainer.rounds.replay_plans import ReplayPlans
+from agent_trainer.rounds.server_app import Attempt, Outcome, Post, check_quorum
+from agent_trainer.rounds.strategies import Strategy
+from agent_trainer.rounds.validation import merged_metrics, merged_validation
+from agent_trainer.rounds.wire import (
+    EVALUATE,
+    ROUND,
+    TRAIN,
+    WEIGHTS,
+    Order,
+    arrays,
+    order_record,
+    read_metrics,
+    read_update,
+)
+from cairn import codec
+from cairn.errors import CairnError, Diverged, TooFewSites, TrainingError
+from cairn.plan import fingerprint
+from cairn.run import RunSpec
+from cairn.tally import Tally
+
+ATTEMPTS = 3  # at a round that too few sites finish
+MERGE_PATIENCE = timedelta(seconds=20)
+EVALUATION_SHARE = 0.5  # of a round's deadline, for the validation of the last weights
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What is told of one site's round."""
+
+    site: str
+    state: str
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What is told of a round that counts. A later report of the same round replaces it.
+
+    metrics  over all sites; those under validation/ are of the weights that the round made
+    """
+
+    number: int
+    seconds: float
+    sites: tuple[SiteReport, ...]
+    metrics: Mapping[str, float]
+
+
+class Desk(Protocol):
+    """What a run needs of the aggregator."""
+
+    def publish(self, plan: bytes, open_for: timedelta) -> None:
+        """Publish a round's replay plan to the sites."""
+
+    def merge(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> Tally:
+        """Close a replay plan and return the merged tally."""
+
+    def log(self, text: str) -> None:
+        """Note a line in the run's log."""
+
+    def stopping(self) -> bool:
+        """Tell whether a person has asked the run to stop."""
+
+
+class Run:
+    """A run that goes on where its checkpoint ends.
+
+    weights  of the network before the first round, in the network's own order
+    Raises TrainingError when the checkpoint is of another network, or cannot be read.
+    """
+
+    def __init__(
+        self, spec: RunSpec, config: DqnConfig, weights: lay.Weights, checkpoints: Checkpoints, desk: Desk
+    ) -> None:
+        self._spec, self._config, self._checkpoints, self._desk = spec, config, checkpoints, desk
+        self._layout = lay.layout_of(weights)
+        self._strategy = Strategy(spec)
+        self._plans = ReplayPlans(spec.name, config)
+        self.progress = Progress(0)
+        self._weights = lay.flatten(weights)
+        if (found := checkpoints.latest()) is not None:
+            self._go_on_from(found)
+
+    def _go_on_from(self, found: Checkpoint) -> None:
+        number = found.progress.round
+        held = {name: found.weights[name] for name, _ in self._layout if name in found.weights}
+        held |= found.weights  # the network's order first, and nothing of the checkpoint left out
+        lay.check_layout(lay.layout_of(held), self._layout, f"the checkpoint of round {number}")
+        self.progress = found.progress
+        self._weights = lay.flatten(held)
+        self._strategy.restore(found.strategy, self._weights)
+        self._plans.published = bytes.fromhex(found.progress.plan)
+        if found.replay:
+            self._plans.tables = _read_tally(found.replay).tables
+
+    @property
+    def reported(self) -> RoundReport | None:
+        """The last round that counts, as it was reported."""
+        return read_report(self.progress.report) if self.progress.report else None
+
+    @property
+    def finished(self) -> str:
+        """Why the run has nothing more to do, as a sentence; empty while it has."""
+        patience, progress = self._spec.patience, self.progress
+        if patience and progress.since_best >= patience:
+            return (
+                f"stopped early after round {progress.round}: {progress.since_best} validations without a better one "
+                f"than that of round {progress.best_round} ({progress.best_value:.2f} mm)"
+            )
+        return f"all {self._spec.rounds} rounds are done" if progress.round >= self._spec.rounds else ""
+
+    def play(self, post: Post, sites: Mapping[int, str]) -> Iterator[RoundReport]:
+        """Play one round and write its checkpoint; yields the round before again when it was validated, then this one.
+
+        sites  node id → site, of all that are registered
+        Raises TooFewSites after three attempts, Diverged when the aggregate is not finite, Unreachable.
+        """
+        began = time.monotonic()
+        number = self.progress.round + 1
+        evaluate = self.progress.round > 0 and self._due(self.progress.round)
+        plan = self._plans.plan(number)
+        if plan:
+            self._desk.publish(plan, ATTEMPTS * self._spec.round_deadline + MERGE_PATIENCE)
+        order = self._order(number, plan, evaluate=evaluate)
+        content = self._strategy.configure(number, self._weights, order_record(order))
+        outcomes, trained = self._attempts(post, content, number, sites)
+        if evaluate:
+            yield from self._validated(outcomes)
+        made = self._aggregate(number, trained)
+        if plan:
+            self._absorb(plan, trained)
+        sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
+        reports = tuple(SiteReport(o.site, o.state, o.reason, o.metrics, _bytes(o, sent)) for o in outcomes)
+        report = RoundReport(number, time.monotonic() - began, reports, merged_metrics([o.metrics for o in trained]))
+        self._weights = made
+        self._save(replace(self.progress, round=number, plan=self._plans.published.hex(), report=asdict(report)))
+        yield report
+
+    def evaluate(self, post: Post, sites: Mapping[int, str]) -> Iterator[RoundReport]:
+        """Validate the last weights at the sites, if that was not done; yields the last round again."""
+        last = self.reported
+        if last is None or any(name.startswith("validation/") for name in last.metrics):
+            return
+        order = self._order(self.progress.round, b"", evaluate=True)
+        content = RecordDict({WEIGHTS: arrays(self._weights), ROUND: order_record(order)})
+        kind, deadline = EVALUATE.format(self._spec.algorithm), self._spec.round_deadline * EVALUATION_SHARE
+
+        def judge(site: str, reply: Message) -> Outcome:
+            return Outcome(site, "trained", metrics=read_metrics(reply))
+
+        attempt = Attempt(post, content, kind, self.progress.round, sites, 1, deadline.total_seconds(), judge)
+        yield from self._validated(attempt.play(self._desk.stopping))
+
+    def _due(self, number: int) -> bool:
+        return self._spec.evaluate_every > 0 and number % self._spec.evaluate_every == 0
+
+    def _order(self, number: int, plan: bytes, *, evaluate: bool) -> Order:
+        counts = self._plans.counts()
+        return Order(
+            run=self._spec.name,
+            number=number,
+            settings=self._config.model_dump_json(),
+            seed=self._spec.seed,
+            layout=self._layout,
+            evaluate=evaluate,
+            deadline_s=self._spec.round_deadline.total_seconds(),
+            plan=plan,
+            coder_plan=self._plans.published,
+            counts=_write_tally(counts) if counts else b"",
+        )
+
+    def _attempts(
+        self, post: Post, content: RecordDict, number: int, sites: Mapping[int, str]
+    ) -> tuple[list[Outcome], list[Outcome]]:
+        kind, deadline = TRAIN.format(self._spec.algorithm), self._spec.round_deadline.total_seconds()
+        for tried in range(1, ATTEMPTS + 1):
+            attempt = Attempt(post, content, kind, number, sites, self._spec.min_sites, deadline, self._judge)
+            outcomes = attempt.play(self._desk.stopping)
+            for outcome in outcomes:
+                if outcome.state not in {"trained", "absent"}:
+                    self._desk.log(f"round {number}: {outcome.site} {outcome.state}: {outcome.reason}")
+            try:
+                return outcomes, check_quorum(outcomes, self._spec.min_sites)
+            except TooFewSites as error:
+                if tried == ATTEMPTS or self._desk.stopping():
+                    raise TooFewSites(
+                        f"round {number} failed {tried} times: {error}; resume the run when they are back"
+                    ) from error
+                self._desk.log(f"round {number} is tried again: {error}")
+        raise AssertionError  # the loop returns or raises
+
+    def _judge(self, site: str, reply: Message) -> Outcome:
+        try:
+            update, metrics = read_update(reply, len(self._weights))
+        except TrainingError as error:
+            return Outcome(site, "refused", f"{type(error).__name__}: {error}")
+        return Outcome(site, "trained", metrics=metrics, update=update, message=reply)
+
+    def _aggregate(self, number: int, trained: Sequence[Outcome]) -> lay.Vector:
+        updates = [
+            (o.update, o.metrics["examples"], o.message)
+            for o in trained
+            if o.update is not None and o.message is not None
+        ]
+        made = self._strategy.aggregate(number, updates)
+        try:
+            lay.check_finite(made)
+        except Diverged as error:
+            raise Diverged(
+                f"the aggregate of round {number} diverged: {error}; resume with a smaller learning rate"
+            ) from error
+        return made
+
+    def _absorb(self, plan: bytes, trained: Sequence[Outcome]) -> None:
+        """Take the merged replay tally; without it the run goes on with the counts it has."""
+        try:
+            merged = self._desk.merge(fingerprint(plan), [o.site for o in trained], MERGE_PATIENCE)
+            self._plans.absorb(plan, merged)
+        except CairnError as error:
+            self._desk.log(f"the replay tallies of this round are not counted: {error}")
+
+    def _validated(self, outcomes: Sequence[Outcome]) -> Iterator[RoundReport]:
+        """Note the validation of the last round's weights; yields that round's report with it."""
+        found, last = merged_validation([o.metrics for o in outcomes if o.state == "trained"]), self.reported
+        if not found or last is None:
+            return
+        value = found["validation/mean_mm"]
+        progress = self.progress
+        if progress.best_value is None or value < progress.best_value:
+            progress = replace(progress, best_round=progress.round, best_value=value, since_best=0)
+        else:
+            progress = replace(progress, since_best=progress.since_best + 1)
+        of_site = {o.site: _only_validation(o.metrics) for o in outcomes}
+        known = {report.site for report in last.sites}
+        sites = [replace(report, metrics={**report.metrics, **of_site.get(report.site, {})}) for report in last.sites]
+        sites += [
+            SiteReport(site, "absent", "it came later", metrics)
+            for site, metrics in of_site.items()
+            if site not in known
+        ]
+        report = replace(last, sites=tuple(sites), metrics={**last.metrics, **found})
+        self.progress = replace(progress, report=asdict(report))
+        self._checkpoints.note(self.progress)
+        yield report
+
+    def _save(self, progress: Progress) -> None:
+        counts = self._plans.counts()
+        weights = lay.unflatten(self._weights, self._layout)
+        state = self._strategy.state()
+        self._checkpoints.save(Checkpoint(progress, weights, state, _write_tally(counts) if counts else b""))
+        self.progress = progress
+
+
+def read_report(fields: Mapping[str, Any]) -> RoundReport:
+    """Read a report back from a checkpoint."""
+    return RoundReport(**{**fields, "sites": tuple(SiteReport(**site) for site in fields["sites"])})
+
+
+def _only_validation(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("validation/")}
+
+
+def _bytes(outcome: Outcome, sent: int) -> int:
+    if outcome.state == "absent":
+        return 0
+    return sent + (0 if outcome.update is None else outcome.update.nbytes)
+
+
+def _write_tally(tally: Tally) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        codec.write_tally(Path(folder) / "counts.tally", tally)
+        return (Path(folder) / "counts.tally").read_bytes()
+
+
+def _read_tally(content: bytes) -> Tally:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "counts.tally").write_bytes(content)
+        return codec.read_tally(Path(folder) / "counts.tally")
