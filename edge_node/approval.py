@@ -7,30 +7,47 @@ from fnmatch import fnmatchcase
 
 from cairn import codec
 from cairn.errors import CairnError, IdentityError, PlanError, PlanNotApproved
-from cairn.plan import Plan, fingerprint
+from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, fingerprint
 from cairn.rpc import NAME
 from cairn.v1 import plans_pb2
+from edge_node import worker
 from edge_node.audit import AuditLog, Departure
+from edge_node.settings import SiteSettings
 from edge_node.status import Log
 
 Reason = str | None
 
 
-def approve(plan: Plan, of: bytes, studies: Sequence[str], fingerprints: Sequence[str]) -> None:
-    """Let a plan pass when its study's name fits a pattern or its fingerprint is listed.
+def approve(plan: Plan, of: bytes, settings: SiteSettings) -> None:
+    """Let a plan pass when its name fits a pattern of the settings, or its fingerprint is listed there.
 
-    studies       patterns as of file names: tumour-*
-    fingerprints  hexadecimal, 64 digits
+    A study's patterns are `approval.studies`; a run's, for its replay plans, `training.runs`.
     Raises PlanNotApproved with the sentence that both sides see.
     """
     if not NAME.fullmatch(plan.study):
         raise PlanNotApproved("the study's name is not made of a-z, 0-9 and - alone; publish it under another name")
-    if of.hex() in fingerprints or any(fnmatchcase(plan.study, pattern) for pattern in studies):
+    patterns, what = settings.approval.studies or (), "study"
+    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
+        if settings.training is None:
+            raise PlanNotApproved("this site does not train")
+        patterns, what = settings.training.runs, "run"
+    if of.hex() in (settings.approval.fingerprints or ()) or any(fnmatchcase(plan.study, p) for p in patterns):
         return
     raise PlanNotApproved(
-        f"this site has not approved study {plan.study}, stage {plan.stage.stage} "
+        f"this site has not approved {what} {plan.study}, stage {plan.stage.stage} "
         f"(plan {of.hex()[:12]}…); its settings name what it takes part in"
     )
+
+
+def reason_against(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
+    """Say why the site does not take part in a plan, None when it does: not approved, or no image does for it."""
+    try:
+        approve(plan, of, settings)
+    except PlanNotApproved as error:
+        return str(error)
+    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
+        return None  # what it counts is made in the round; whether anything is, only the round can tell
+    return worker.lacking(plan, settings.images)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 FIRST = "0" * 64
-Event = Literal["answer", "tally", "acknowledged", "report"]
+Event = Literal["answer", "tally", "acknowledged", "report", "update"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Departure:
 
     event    answer: the site takes part in a plan or not · tally: its bytes are about to be sent · acknowledged: the
              aggregator has all of it · report: numbers of files and pixels done, and kinds of problems; one line for
-             all reports of a plan with the same problems, with the first one's size and digest
+             all reports of a plan with the same problems, with the first one's size and digest · update: a model update
+             is about to be handed to Flower
     what     one sentence or word for a person
     size     bytes
     digest   SHA-256 of what left, hexadecimal; empty for an answer

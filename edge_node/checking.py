@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cairn import __version__, codec, enrolment
-from cairn.errors import CairnError, ImageError, PlanError, PlanNotApproved
+from cairn.errors import CairnError, ImageError, PlanError
 from cairn.images import find_images, open_image
 from cairn.plan import fingerprint
 from cairn.rpc import errors_from_wire, mtls_channel
 from cairn.v1 import plans_pb2, plans_pb2_grpc
-from edge_node import worker
-from edge_node.approval import approve
+from edge_node.approval import reason_against
 from edge_node.connection import in_words, read_enrolled
 from edge_node.settings import SiteSettings
 
@@ -172,14 +171,10 @@ def _would(settings: SiteSettings, plans: Sequence[bytes]) -> list[str]:
         of = fingerprint(published)
         try:
             plan = codec.decode_plan(published)
-            approve(plan, of, settings.approval.studies or (), settings.approval.fingerprints or ())
-            reason = worker.lacking(plan, settings.images)
-        except PlanNotApproved as error:
-            sentences.append(f"refuse: {error}")
-            continue
         except PlanError as error:
             sentences.append(f"refuse plan {of.hex()}: {error}")
             continue
+        reason = reason_against(plan, of, settings)
         what = f"{plan.study}, {plan.stage.stage} (plan {of.hex()})"
         sentences.append(f"refuse {what}: {reason}" if reason else f"take part in {what}")
     return sentences or ["wait: no plan is open"]

@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import sys
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from cairn import invitation
 from cairn.errors import BadToken, ConfigError
+from cairn.stopping import told_to_stop
 from edge_node.settings import load_settings
 
 app = typer.Typer(
@@ -47,7 +46,7 @@ def enrol(
     wanted = invitation.parse(_text_of(invited))
     if wanted.role != "site":
         raise BadToken(f"this invitation is for an {wanted.role}; ask for one for a site")
-    enrolment.enrol(wanted, settings.identity_folder)
+    enrolment.enrol(wanted, settings.identity_folder, trains=settings.training is not None)
     keep_address(settings.identity_folder, wanted.address)
     who = read_enrolled(settings.identity_folder)
     typer.echo(f"enrolled as {who.site} in {who.federation}, until {who.expires:%Y-%m-%d}")
@@ -81,9 +80,7 @@ def run(config: Config) -> None:
     from edge_node.status import make_log  # noqa: PLC0415
 
     settings = load_settings(config)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_stop()
     with alone(settings.state_dir):
         Node(settings, stop, make_log(sys.stderr)).run()
 

@@ -25,8 +25,24 @@ from edge_node.uplink import Pace, backoff
 WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also when the certificate is looked at
 CALL_S = 20.0
 REPORT_S = 1.0  # at most one report in this time
-Offered = Callable[[Sequence[bytes], bool], None]
 AGGREGATOR = "aggregator.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the federation wants now.
+
+    plans      published bytes of all that are open
+    superlink  host:port of Flower's SuperLink; empty when the federation does not train
+    first      since the connection was opened
+    """
+
+    plans: Sequence[bytes]
+    superlink: str
+    first: bool
+
+
+Offered = Callable[[Wanted], None]
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,16 @@ class Connection:
 
     address   host:port of the aggregator
     identity  folder of key and certificate
+    trains    the aggregator is to know the key of a SuperNode too
     stop      ends the watching
     """
 
-    def __init__(self, address: str, identity: Path, *, stop: threading.Event, board: Board, log: Log) -> None:
+    def __init__(
+        self, address: str, identity: Path, *, trains: bool, stop: threading.Event, board: Board, log: Log
+    ) -> None:
         self._address = address
         self._identity = identity
+        self._trains = trains
         self._stop = stop
         self._board = board
         self._log = log
@@ -103,8 +123,7 @@ class Connection:
     def watch(self, offered: Offered) -> None:
         """Keep watching until `stop` is set, through restarts of the aggregator and of the network.
 
-        offered  called with the published bytes of all open plans, at once after connecting (then with True) and at
-                 every change (with False)
+        offered  called with what is wanted, at once after connecting and at every change
         Raises IdentityError when this site is not admitted (any more).
         """
         for attempt in Retrying(
@@ -139,19 +158,20 @@ class Connection:
             for response in stream:
                 self._failures = 0
                 self._board.connection("connected")
-                offered([offer.plan for offer in response.offers], first)
+                offered(Wanted([offer.plan for offer in response.offers], response.superlink_address, first))
                 first = False
         raise Unreachable("the aggregator ended the stream, as it does when it stops")
 
     def _renew(self) -> None:
-        """Have the certificate renewed when a third of its time is left."""
+        """Have the certificate renewed when a third of its time is left, or the SuperNode's key is to be made known."""
         files = enrolment.tls_files(self._identity)
         certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if end - datetime.now(UTC) > (end - begin) / 3:
+        unknown = self._trains and not enrolment.supernode_known(self._identity)
+        if end - datetime.now(UTC) > (end - begin) / 3 and not unknown:
             return
         try:
-            enrolment.renew(self._address, self._identity)
+            enrolment.renew(self._address, self._identity, trains=self._trains)
         except IdentityError:
             raise
         except CairnError as error:

@@ -6,6 +6,7 @@ A file's name says what it is: study.stage.window.fingerprint.tally. It appears 
 the disk, and moves between folders the same way, so that a crash at any instant leaves every tally in one state.
 """
 
+import errno
 import hashlib
 import re
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from cairn.rpc import NAME
 from cairn.tally import Tally
 
 State = Literal["pending", "sent", "parked"]
-_FILE = re.compile(rf"({NAME.pattern})\.([a-z]+)\.([0-9]+)\.([0-9a-f]{{64}})\.tally")
+FULL = {errno.ENOSPC, errno.EDQUOT}
+_FILE = re.compile(rf"({NAME.pattern})\.([a-z_]+)\.([0-9]+)\.([0-9a-f]{{64}})\.tally")
 _BLOCK = 1 << 20
 
 

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TextIO
@@ -13,7 +13,8 @@ import structlog
 from cairn.files import write_atomically
 
 Connection = Literal["connecting", "connected", "away", "refused"]
-PlanState = Literal["refused", "waiting", "counting", "pending", "sent", "parked"]
+PlanState = Literal["refused", "waiting", "round", "counting", "pending", "sent", "parked"]
+TrainingState = Literal["off", "impossible", "waiting", "starting", "running", "failing"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Work:
 
 @dataclass(frozen=True)
 class PlanNote:
-    """A plan that the federation offers, and what becomes of it here."""
+    """A plan that the federation offers, and what becomes of it here.
+
+    state  round: it waits for what the trainer makes in that round
+    """
 
     study: str
     stage: str
@@ -56,6 +60,34 @@ class PlanNote:
     fingerprint: bytes
     state: PlanState
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class RoundNote:
+    """A round of a run, as this site's trainer tells of it.
+
+    metrics  by name: loss, reward, validation/<task>/mean_mm, replay/unique_share …
+    """
+
+    run: str
+    round: int
+    busy: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingNote:
+    """How it stands with the training.
+
+    said    one sentence about the state
+    now     the round of now, or the last one
+    rounds  that this site has trained in the run of now, oldest first
+    """
+
+    state: TrainingState = "off"
+    said: str = ""
+    now: RoundNote | None = None
+    rounds: tuple[RoundNote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,7 @@ class Snapshot:
     plans: tuple[PlanNote, ...]
     problems: tuple[Problem, ...]
     bytes_sent: int
+    training: TrainingNote = TrainingNote()
 
 
 @dataclass
@@ -84,6 +117,7 @@ class Board:
     _plans: tuple[PlanNote, ...] = ()
     _problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict)
     _bytes_sent: int = 0
+    _training: TrainingNote = TrainingNote()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -98,7 +132,9 @@ class Board:
         """Return all of it."""
         with self._lock:
             problems = tuple(dict.fromkeys(problem for scope in self._problems.values() for problem in scope))
-            return Snapshot(self._connection, self._said, self._work, self._plans, problems, self._bytes_sent)
+            return Snapshot(
+                self._connection, self._said, self._work, self._plans, problems, self._bytes_sent, self._training
+            )
 
     def connection(self, state: Connection, said: str = "") -> None:
         """Say how it stands with the aggregator; once refused, it stays so until a restart."""
@@ -132,6 +168,16 @@ class Board:
         """Count bytes of tallies that went out since the start."""
         with self._lock:
             self._bytes_sent += size
+
+    def training(self, state: TrainingState, said: str = "") -> None:
+        """Say how it stands with the training."""
+        with self._lock:
+            self._training = replace(self._training, state=state, said=said)
+
+    def rounds(self, now: RoundNote, rounds: Sequence[RoundNote]) -> None:
+        """Say which round is trained, and which were."""
+        with self._lock:
+            self._training = replace(self._training, now=now, rounds=tuple(rounds))
 
     def problems(self, scope: str, problems: Iterable[Problem]) -> None:
         """Replace the problems of one scope (a study's images, the way out, the audit log); none clears it."""

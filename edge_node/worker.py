@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from cairn.errors import ImageError
+from cairn.errors import ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
@@ -87,9 +87,10 @@ File = tuple[Frozen, ImageSource | None]
 
 
 def pixel_stage(plan: Plan) -> PixelStage:
-    """Return the stage of a plan over images."""
+    """Return the stage of a plan over images. Raises PlanError for one over transitions."""
     stage = plan.stage
-    assert not isinstance(stage, ReplayRangesPlan | ReplayPlan)  # those are of transitions
+    if isinstance(stage, ReplayRangesPlan | ReplayPlan):
+        raise PlanError(f"a plan of stage {stage.stage} counts what a training round makes, not images")
     return stage
 
 

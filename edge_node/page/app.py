@@ -24,6 +24,7 @@ from cairn import __version__
 from cairn.errors import ConfigError
 from edge_node.page.content import departures, label_pictures, size_words, stage_words, time_words
 from edge_node.status import Snapshot
+from edge_node.training.trainer import Trainer
 
 SHOWN = 12  # departures and pictures before "all"
 HEADERS = {
@@ -39,7 +40,8 @@ HEADERS = {
 class Site:
     """What the page tells about.
 
-    outbox  number of sealed tallies that wait to be sent
+    outbox   number of sealed tallies that wait to be sent
+    trainer  answers for the page where searches are watched; None at a site that does not train
     """
 
     name: str
@@ -49,6 +51,7 @@ class Site:
     outbox: Callable[[], int]
     audit: Path
     labels: Path
+    trainer: Trainer | None = None
 
 
 def make_app(site: Site) -> Starlette:
@@ -119,7 +122,7 @@ def serve(site: Site, listen: str) -> Iterator[str]:
             raise ConfigError(f"{listen} is in use; set local.page to another port, or to 127.0.0.1:0") from error
         app = make_app(site)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False, ws="none")
         )
         thread = threading.Thread(target=server.run, args=([listening],), name="page", daemon=True)
         thread.start()

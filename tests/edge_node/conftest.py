@@ -23,6 +23,8 @@ from cairn.plan import (
     Plan,
     RangesPlan,
     RecoveryPlan,
+    ReplayPlan,
+    ReplayRangesPlan,
     Stage,
     fingerprint,
     prefix_levels,
@@ -30,6 +32,7 @@ from cairn.plan import (
 from cairn.rpc import Admission, server
 from cairn.sketch import SketchSpec
 from cairn.tally import Tally, zeros
+from cairn.transitions import TransitionCoder
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from edge_node.audit import AuditLog
 from edge_node.outbox import Outbox
@@ -206,6 +209,12 @@ STAGES: dict[str, Stage] = {
     "counts": CountsPlan(QUANTISER, SketchSpec(3, 64, bytes(32)), DENSE, SKETCHES),
     "recovery": RecoveryPlan(QUANTISER, KEYS),
     "codebook": CodebookPlan(QUANTISER, KEYS, (KEYS % 3).astype(np.uint8), (0, 1, 1), ("tumour", "other")),
+}
+
+CODER = TransitionCoder((2, 2), np.array([[85, 170]] * 4, np.uint8), tasks=2, actions=4, reward_edges=(-0.25, 0.25))
+REPLAY_STAGES: dict[str, Stage] = {
+    "replay_ranges": ReplayRangesPlan((2, 2)),
+    "replay": ReplayPlan(CODER, SketchSpec(3, 64, bytes(32))),
 }
 
 

@@ -1,6 +1,7 @@
 """`cairn edge …` as a person or a supervisor runs it: processes, signals, exit codes, sentences."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,22 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def run():
+    """Start `cairn edge run` with the settings of a folder, first or again; nothing is left running."""
+    started = []
+
+    def start(folder):
+        started.append(Edge(folder))
+        return started[-1]
+
+    yield start
+    for edge in started:
+        edge.process.kill()
+        edge.process.wait()
+        edge.log.close()
+
+
 class Edge:
     """`cairn edge run` as a process."""
 
@@ -52,9 +69,7 @@ class Edge:
 
     def end(self, number):
         self.process.send_signal(number)
-        code = self.process.wait(30)
-        self.log.close()
-        return code
+        return self.process.wait(30)
 
 
 def cairn(*arguments):
@@ -89,18 +104,18 @@ KILL_POINTS = {
 
 
 @pytest.mark.parametrize("point", KILL_POINTS.values(), ids=list(KILL_POINTS))
-def test_killed_by_signal_nine_the_site_goes_on_and_counts_everything_once(point, folder, middle):
+def test_killed_by_signal_nine_the_site_goes_on_and_counts_everything_once(point, folder, middle, run):
     faults, reached = point
     middle.enrol(folder / "state" / "identity")
     plan, of = plan_of("counts")
     expected = counted_offline(folder, "counts")
     middle.tallies.faults = list(faults)
     middle.publish(plan)
-    edge = Edge(folder)
+    edge = run(folder)
     edge.wait_until(lambda: reached(folder, middle), "the point to kill at")
     assert edge.end(signal.SIGKILL) == -signal.SIGKILL
     middle.tallies.faults = []
-    again = Edge(folder)
+    again = run(folder)
     again.wait_until(lambda: bool(stored(folder, "sent")), "the tally sent")
     assert again.end(signal.SIGTERM) == 0
     assert middle.tallies.ledger == {of: expected}
@@ -112,11 +127,11 @@ def test_killed_by_signal_nine_the_site_goes_on_and_counts_everything_once(point
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_in_the_middle_of_sending_the_service_ends_well_and_keeps_the_tally(number, folder, middle):
+def test_asked_to_stop_in_the_middle_of_sending_the_service_ends_well_and_keeps_the_tally(number, folder, middle, run):
     middle.enrol(folder / "state" / "identity")
     middle.tallies.faults = [Fault("stall")]
     middle.publish(plan_of("counts")[0])
-    edge = Edge(folder)
+    edge = run(folder)
     edge.wait_until(lambda: middle.tallies.calls > 0, "sending")
     middle.stop()
     edge.wait_until(lambda: b"not connected" in Path(edge.log.name).read_bytes(), "the aggregator's absence noticed")
@@ -127,6 +142,16 @@ def test_asked_to_stop_in_the_middle_of_sending_the_service_ends_well_and_keeps_
     # Parked for the next start, or finished when the connection was back in time; never lost, never twice.
     assert len(stored(folder, "pending")) + len(stored(folder, "sent")) == 1
     assert len(stored(folder, "sent")) == events.count("tally acknowledged")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_the_service_ends_although_another_of_its_threads_gets_the_signal(number, folder, middle, run):
+    middle.enrol(folder / "state" / "identity")
+    edge = run(folder)
+    edge.wait_until(lambda: middle.watching > 0, "connected")
+    threads = {int(path.name) for path in Path(f"/proc/{edge.process.pid}/task").iterdir()} - {edge.process.pid}
+    os.kill(min(threads), number)  # to a thread's own number: for the process, but handed to that thread
+    assert edge.process.wait(30) == 0
 
 
 def test_enrolling_keeps_the_key_to_its_owner_and_check_tells_all_is_well(folder, middle):
@@ -190,10 +215,10 @@ def test_check_says_when_the_aggregator_does_not_answer_or_the_certificate_is_ov
     assert "did not answer" in json.loads(done.stdout)["faults"][0]
 
 
-def test_status_answers_while_the_service_runs_and_says_how_to_start_it_when_not(folder, middle):
+def test_status_answers_while_the_service_runs_and_says_how_to_start_it_when_not(folder, middle, run):
     middle.enrol(folder / "state" / "identity")
     config = folder / "site.toml"
-    edge = Edge(folder)
+    edge = run(folder)
     edge.wait_until(lambda: middle.watching > 0, "connected")
     now = json.loads(cairn("status", "--config", config, "--json").stdout)
     assert (now["site"], now["connected"], now["bytes_sent"]) == ("alpha", True, 0)

@@ -1,0 +1,55 @@
+"""The rounds that this site's trainer told of: those of the latest run, kept over a restart for the page's curves."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cairn.files import write_atomically
+from edge_node.status import Board, RoundNote
+from edge_node.training.messages import RoundTold
+
+KEPT = 2000  # rounds
+
+
+class Rounds:
+    """A file of one JSON object a round, and the board.
+
+    A file that cannot be read or written costs the curves alone.
+    """
+
+    def __init__(self, path: Path, board: Board) -> None:
+        self._path = path
+        self._board = board
+        self._ended: list[RoundNote] = []
+        if path.exists():
+            try:
+                self._ended = [RoundNote(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            except (OSError, ValueError, TypeError):
+                self._ended = []
+        if self._ended:
+            board.rounds(self._ended[-1], self._ended)
+
+    def told(self, news: RoundTold) -> None:
+        """Note a round. Another run than before begins anew; a round that is trained again replaces what followed."""
+        ends = news.phase == "ends"
+        note = RoundNote(news.run, news.round, busy=not ends, metrics=news.metrics)
+        earlier = [old for old in self._ended if old.run == note.run and old.round < note.round]
+        if ends:
+            earlier.append(note)
+        if ends or len(earlier) != len(self._ended):
+            self._ended = earlier[-KEPT:]
+            self._write()
+        self._board.rounds(note, self._ended)
+
+    def broken_off(self) -> None:
+        """Say that no round is being trained: the trainer has ended."""
+        now = self._board.snapshot().training.now
+        if now is not None and now.busy:
+            self._board.rounds(replace(now, busy=False), self._ended)
+
+    def _write(self) -> None:
+        try:
+            with write_atomically(self._path) as file:
+                file.write("".join(json.dumps(asdict(note)) + "\n" for note in self._ended).encode())
+        except OSError:
+            pass  # a full disk is told of where it keeps the site from its work

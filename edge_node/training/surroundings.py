@@ -1,0 +1,171 @@
+"""What the two child processes of training are started with: programs, files, environment, ports."""
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cairn import enrolment
+from cairn.files import write_atomically
+from edge_node.settings import SiteSettings, Training
+
+PACKAGES = ("flwr", "torch")
+LOG_BYTES = 1 << 20
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Flower speaks to nobody but the SuperLink, installs nothing, and sends weights in few pieces.
+FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(32 << 20),
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Programs:
+    """How the two are called, before their own arguments."""
+
+    supernode: tuple[str, ...] = (sys.executable, "-m", "agent_trainer.rounds.daemons", "supernode")
+    trainer: tuple[str, ...] = (sys.executable, "-m", "agent_trainer.rounds.site")
+
+
+PROGRAMS = Programs()
+
+
+def missing_packages(packages: Iterable[str] = PACKAGES) -> list[str]:
+    """List the packages that training needs and that are not installed; none is imported."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def not_installed(missing: Iterable[str]) -> str:
+    """Say it in a sentence."""
+    return (
+        f"this site is to train, but {' and '.join(missing)} cannot be imported; install cairn-federation[train], or "
+        "take [training] out of site.toml"
+    )
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A site's folder for training, and the arguments made from it."""
+
+    settings: SiteSettings
+    training: Training
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it is."""
+        return self.settings.training_folder
+
+    def prepare(self) -> None:
+        """Make the folders, the secret between SuperNode and trainer, and the trainer's settings."""
+        for folder in (self.folder, self.settings.replay_folder, self.folder / "flower", self.folder / "site"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self._secret.exists():
+            with write_atomically(self._secret, mode=0o600) as file:
+                file.write(secrets.token_hex(32).encode())
+        told = {
+            "runs": self.training.runs,
+            "scenes": [dict(scene) for scene in self.training.scenes],
+            "device": self.training.device,
+            "threads": self.training.threads,
+            "folder": str(self.folder / "site"),
+        }
+        with write_atomically(self._settings, mode=0o600) as file:
+            file.write(json.dumps(told, default=str).encode())
+
+    def supernode(self, superlink: str, port: int) -> tuple[str, ...]:
+        """Give the SuperNode's arguments."""
+        return (
+            *("--superlink", superlink),
+            *("--root-certificates", str(enrolment.tls_files(self.settings.identity_folder).ca)),
+            *("--auth-supernode-private-key", str(enrolment.supernode_key(self.settings.identity_folder))),
+            *("--isolation", "process"),
+            *("--superexec-auth-secret-file", str(self._secret)),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        )
+
+    def trainer(self, port: int) -> tuple[str, ...]:
+        """Give the trainer's arguments."""
+        return (
+            *("--supernode", f"127.0.0.1:{port}"),
+            *("--secret", str(self._secret)),
+            *("--settings", str(self._settings)),
+            *("--spool", str(self.settings.replay_folder)),
+        )
+
+    def environment(self) -> Mapping[str, str]:
+        """Give the environment of both."""
+        threads = str(self.training.threads)
+        return {
+            **os.environ,
+            **FLOWER,
+            "FLWR_HOME": str(self.folder / "flower"),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+
+    @property
+    def _secret(self) -> Path:
+        return self.folder / "secret"
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "site.json"
+
+
+def free_port() -> int:
+    """Find a port of this machine's loopback address that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    """Tell whether nobody listens on a port of the loopback address."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Transcript:
+    """All that a child writes to its standard error, in a file that stays at the site: it may name files.
+
+    At most 1 MiB and the MiB before it. A disk that is full costs lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, line: str) -> None:
+        """Add a line."""
+        with suppress(OSError):
+            if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
+                self._path.replace(self._path.with_suffix(".log.1"))
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_COLOUR.sub("", line) + "\n")
+
+
+def for_log(line: str) -> dict[str, str | int | float | bool]:
+    """Take out of a trainer's line what may stand in the node's log: the scalars of a line of JSON, else nothing."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    scalars = {name: value for name, value in fields.items() if isinstance(value, str | int | float | bool)}
+    return {name: value[:300] if isinstance(value, str) else value for name, value in scalars.items()}
