@@ -1,8 +1,6 @@
 """The aggregator, assembled: from its settings to two gRPC ports, the pages and the coordinator, and down again."""
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +32,7 @@ from cairn import rpc
 from cairn.errors import CairnError, ConfigError
 from cairn.files import write_atomically
 from cairn.invitation import Invitation
+from cairn.stopping import told_to_stop
 from cairn.v1 import enrolment_pb2_grpc, operations_pb2_grpc, plans_pb2_grpc, tallies_pb2_grpc
 
 SITE, OPERATOR = frozenset({"site"}), frozenset({"operator"})
@@ -215,9 +214,7 @@ class Aggregator:
 
 def serve_until_told(settings: AggregatorSettings, log: Log) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigError."""
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+    told = told_to_stop()
     try:
         aggregator = Aggregator(settings, log)
         aggregator.start()
