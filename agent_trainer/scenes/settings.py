@@ -48,6 +48,8 @@ class LabelImages(_Section):
     pattern     of their names; the states' by default
     state       the name of the label that is 1; all others are 0
     task        the run's task: the centre of the state's largest region
+    centre      what that is: "mass", the mean of its pixels, or "inmost", its pixel farthest from its border, which
+                unlike the former always lies inside and shows in what is near it
     sequence    where the four slices come from: a stack's own ("image", a single slice is repeated), or consecutive
                 images of one size in one folder ("folder", for a block cut into slices, each a file)
     spacing_mm  None takes the label images'
@@ -59,6 +61,7 @@ class LabelImages(_Section):
     pattern: str = "*.states.ome.*"
     state: str = "tumour"
     task: str = "tumour-centre"
+    centre: Literal["mass", "inmost"] = "mass"
     sequence: Literal["image", "folder"] = "image"
     spacing_mm: tuple[Millimetres, ...] | None = Field(None, min_length=2, max_length=3)
     pixel_mm: Millimetres | None = None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +50,11 @@ def label_scenes(settings: LabelImages, axes: int) -> Found:
                 problems.append(str(error))
     scenes: list[tuple[Scene, str | None]] = []
     for name, channels, spacing in _stacks(maps, axes, settings.sequence):
-        centre = largest_centre(channels[0] if axes == 3 else channels)
+        centre = largest_centre(channels[0] if axes == 3 else channels, axes, settings.centre)
         if centre is None:
             problems.append(f"{name}: no pixel is {settings.state}, so there is no region to search")
         else:
-            scenes.append((Scene(name, settings.task, channels, spacing, centre[-axes:] * spacing), None))
+            scenes.append((Scene(name, settings.task, channels, spacing, centre * spacing), None))
     return Found(tuple(scenes), tuple(problems))
 
 
@@ -103,10 +104,13 @@ def _blocks(maps: Sequence[_Map]) -> list[_Map]:
     return blocks
 
 
-def largest_centre(values: Pixels) -> Place | None:
+def largest_centre(values: Pixels, axes: int, centre: Literal["mass", "inmost"] = "mass") -> Place | None:
     """Return the centre of the largest connected region, float64[axes] in px; None when there is none.
 
-    values  uint8, any number of axes (slices too are connected); a pixel belongs to a region when half of it does
+    values  uint8[(slices,) …], of which slices too are connected; a pixel belongs to a region when half of it does
+    axes    how many of the last ones are wanted
+    centre  "mass": the mean of its pixels, which may lie outside; "inmost": its pixel farthest from its border, of the
+            region as seen through all slices
     Of equally large regions the first.
     """
     regions, count = ndimage.label(values >= HALF)
@@ -114,7 +118,13 @@ def largest_centre(values: Pixels) -> Place | None:
         return None
     sizes: npt.NDArray[np.int64] = np.bincount(regions.ravel())
     sizes[0] = 0
-    return np.asarray(ndimage.center_of_mass(regions == sizes.argmax()), np.float64)
+    region: npt.NDArray[np.bool_] = regions == sizes.argmax()
+    if centre == "mass":
+        return np.asarray(ndimage.center_of_mass(region), np.float64)[-axes:]
+    seen = region.any(axis=0) if region.ndim > axes else region
+    # A border of background all round: what the image cuts off does not count as inside.
+    depth = ndimage.distance_transform_edt(np.pad(seen, 1))
+    return np.array(np.unravel_index(depth.argmax(), depth.shape), np.float64) - 1
 
 
 def label_names(source: ImageSource) -> list[str]:

@@ -104,7 +104,27 @@ def test_regions_hang_together_through_slices() -> None:
     apart = np.zeros((4, 20, 20), np.uint8)
     apart[:2, 2:5, 2:5] = 255  # 18 voxels
     apart[3, 10:14, 10:14] = 255  # 16
-    np.testing.assert_allclose(largest_centre(apart), [0.5, 3, 3])
+    np.testing.assert_allclose(largest_centre(apart, 3), [0.5, 3, 3])
+    np.testing.assert_allclose(largest_centre(apart, 2), [3, 3])
+
+
+def test_the_inmost_pixel_of_a_region_lies_inside_where_its_mean_does_not(tmp_path: Path) -> None:
+    ring = tissue((slice(10, 45), slice(10, 60)))
+    ring[0, 15:40, 15:48] = 0  # the right side is thicker, 12 against 5
+    write(tmp_path / "slide.states.ome.tif", ring)
+    y, x = np.rint(only(read(tmp_path)).landmark_px).astype(int)
+    assert ring[0, y, x] == 0
+    y, x = np.rint(only(read(tmp_path, centre="inmost")).landmark_px).astype(int)
+    assert ring[0, y, x] == TUMOUR
+    assert 52 <= x <= 55
+
+
+@pytest.mark.parametrize("centre", ["mass", "inmost"])
+def test_a_region_through_slices_has_its_centre_in_the_plane(tmp_path: Path, centre: str) -> None:
+    write(tmp_path / "block.states.ome.tif", tissue(LARGE, depth=4))
+    scene = only(read(tmp_path, centre=centre))
+    np.testing.assert_allclose(scene.landmark_px, [25, 50], atol=0 if centre == "mass" else 6)
+    assert (scene.image[:, 25, 50] == 255).all()
 
 
 def test_a_coarser_map_holds_shares_and_finds_the_same_centre(tmp_path: Path) -> None:
