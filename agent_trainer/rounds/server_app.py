@@ -5,7 +5,7 @@ This one goes round the same hooks of its strategies. A lost site costs its upda
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,7 +31,7 @@ LATE_S = 5.0  # for which a message outlives its round's deadline, so that a rep
 class Post(Protocol):
     """What a round needs of Flower's grid."""
 
-    def get_nodes(self) -> Sequence[NodeInfo]:
+    def get_nodes(self) -> Iterable[NodeInfo]:
         """List the nodes that are online."""
 
     def push_messages(self, messages: Sequence[Message]) -> Sequence[str]:

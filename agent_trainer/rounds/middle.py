@@ -1,0 +1,144 @@
+"""`python -m agent_trainer.rounds.middle`: the trainer beside the aggregator, which keeps it running as its child.
+
+It claims a run, starts it at SuperLink, plays its rounds, reports them, and claims the next. All that it must not lose
+is in the checkpoints and at the aggregator, so that it may be killed at any time. It ends with its standard input.
+"""
+
+import argparse
+import json
+import logging
+import secrets
+import threading
+from pathlib import Path
+
+from agent_trainer.config import DqnConfig, read_config
+from agent_trainer.rounds.checkpoints import Checkpoints
+from agent_trainer.rounds.daemons import end_with_stdin
+from agent_trainer.rounds.desk import GrpcDesk
+from agent_trainer.rounds.executors import server_task
+from agent_trainer.rounds.flower import Control, Link
+from agent_trainer.rounds.layout import Weights
+from agent_trainer.rounds.run import Run
+from agent_trainer.rounds.words import Words
+from cairn.enrolment import tls_files
+from cairn.errors import CairnError, Unreachable
+from cairn.rpc import mtls_channel
+from cairn.run import RunSpec
+
+IDLE_S = 1.0  # between two questions for a run
+REGISTER_EVERY = 5  # of those questions, one also registers new sites
+AWAY_S = 1.0  # between two tries to reach SuperLink
+
+
+def first_weights(config: DqnConfig, seed: int) -> Weights:
+    """Make the weights that a run begins with."""
+    from agent_trainer.dqn import Learner  # noqa: PLC0415 - torch takes seconds and 200 MB, and no run may ever come
+
+    return Learner(config, len(config.tasks), config.actions, seed=seed).weights()
+
+
+class Middle:
+    """Works on one run after another.
+
+    folder  of the checkpoints, one folder a run
+    """
+
+    def __init__(self, desk: GrpcDesk, link: Link, folder: Path, words: Words) -> None:
+        self._desk, self._link, self._folder, self._words = desk, link, folder, words
+        self._stop = threading.Event()
+
+    def serve(self) -> None:
+        """Claim runs and play them; for ever."""
+        while True:
+            try:
+                with Control(self._link) as control:
+                    control.stop_runs()  # those of a trainer that was killed
+                    self._claim(control)
+            except Unreachable as error:
+                self._words.say("waiting", reason=str(error))
+                self._stop.wait(AWAY_S)
+
+    def _claim(self, control: Control) -> None:
+        turn = 0
+        while True:
+            if turn % REGISTER_EVERY == 0:
+                control.register(self._desk.keys())
+            if (spec := self._desk.claim()) is not None:
+                self._work(control, spec)
+            else:
+                self._stop.wait(IDLE_S)
+            turn += 1
+
+    def _work(self, control: Control, spec: RunSpec) -> None:
+        self._words.say("run", run=spec.name, algorithm=spec.algorithm, strategy=spec.strategy)
+        try:
+            ended, message = self._played(control, spec)
+        except CairnError as error:
+            ended, message = "failed", str(error)
+        except Exception as error:  # noqa: BLE001 - one run's failure must not keep the others from their turn
+            number = secrets.token_hex(4)
+            self._words.incident(number, error)
+            message = f"the trainer failed ({type(error).__name__}, incident {number} of its log); resume the run"
+            ended = "failed"
+        self._words.say("ended", run=spec.name, state=ended)
+        self._desk.end(ended, message)
+
+    def _played(self, control: Control, spec: RunSpec) -> tuple[str, str]:
+        config = read_config(json.dumps(spec.settings))
+        about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
+        checkpoints = Checkpoints(self._folder / spec.name, about)
+        run = Run(spec, config, first_weights(config, spec.seed), checkpoints, self._desk)
+        if run.reported is not None:
+            self._desk.report(run.reported)
+            self._desk.log(f"goes on behind round {run.progress.round}")
+        while True:
+            try:
+                return self._rounds(control, run)
+            except Unreachable as error:
+                self._desk.log(f"SuperLink is away, the round is begun again when it is back: {error}")
+                while not self._reached(control):
+                    self._stop.wait(AWAY_S)
+
+    def _reached(self, control: Control) -> bool:
+        try:
+            control.stop_runs()
+        except Unreachable:
+            return False
+        return True
+
+    def _rounds(self, control: Control, run: Run) -> tuple[str, str]:
+        """Play rounds in one Flower run until there are no more, or a person has asked to stop."""
+        with server_task(self._link, control.start_run()) as grid:
+            while not run.finished:
+                if self._desk.stopping():
+                    return "stopped", f"stopped by an operator after round {run.progress.round}"
+                for report in run.play(grid, self._sites(control)):
+                    self._desk.report(report)
+            for report in run.evaluate(grid, self._sites(control)):
+                self._desk.report(report)
+        return "done", run.finished
+
+    def _sites(self, control: Control) -> dict[int, str]:
+        return {node.node_id: node.site for node in control.register(self._desk.keys())}
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m agent_trainer.rounds.middle", description=__doc__)
+    parser.add_argument("--superlink", required=True, help="HOST:PORT of SuperLink")
+    parser.add_argument("--ca", type=Path, required=True, help="the CA of SuperLink's certificate, PEM")
+    parser.add_argument("--secret", type=Path, required=True, help="the secret of SuperLink's executors")
+    parser.add_argument("--aggregator", required=True, help="HOST:PORT of the aggregator's gRPC services")
+    parser.add_argument("--identity", type=Path, required=True, help="folder of a certificate of the role trainer")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder of the checkpoints")
+    given = parser.parse_args()
+    end_with_stdin()
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    link = Link(given.superlink, given.secret.read_bytes(), given.ca.read_bytes())
+    with mtls_channel(given.aggregator, tls_files(given.identity)) as channel:
+        Middle(GrpcDesk(channel), link, given.checkpoints, Words()).serve()
+
+
+if __name__ == "__main__":
+    main()
