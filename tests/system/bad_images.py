@@ -28,9 +28,9 @@ def write(path: Path, bands: Sequence[str], values: np.ndarray, compression: str
     tifffile.imwrite(path, values, tile=(32, 32), metadata=about, ome=True, compression=compression)
 
 
-def counts(bands: Sequence[str]) -> np.ndarray:
+def counts(bands: Sequence[str], side: int = SIDE) -> np.ndarray:
     """Draw what a camera might have seen; uint16[bands, side, side]."""
-    return np.random.default_rng(5).integers(0, 60_000, (len(bands), SIDE, SIDE)).astype(np.uint16)
+    return np.random.default_rng(5).integers(0, 60_000, (len(bands), side, side)).astype(np.uint16)
 
 
 def truncated(path: Path, bands: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from cairn.tally import Tally, zeros
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from deploy.processes import announced, run
 from edge_node.outbox import Outbox
-from tests.system.bad_images import BAD
+from tests.system.bad_images import BAD, counts, write
 from tests.system.observing import Observed, assert_same, centrally, observed, study_of
 from tests.system.seeing import dashboard, eventually, listed, page, refused, status
 
@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tissue: Path) -> Iterator
         for name, bad in BAD.items():
             bad.make(seen.running.site_folder("site-1") / "images" / name, spec.bands)
         restless = seen.running.site_folder("site-2") / "images" / RESTLESS
-        shutil.copy(seen.hands[1].sources[0].paths[0], restless)
+        write(restless, spec.bands, counts(spec.bands, side=512))  # takes many times longer to read than to change
         at_rest = threading.Event()
         toucher = threading.Thread(target=touch, args=(restless, at_rest), daemon=True)
         toucher.start()
