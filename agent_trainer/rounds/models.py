@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.rounds.layout import Weights
-from cairn.errors import TrainingError
+from cairn.errors import CairnError, TrainingError
 from cairn.files import write_atomically
 
 
@@ -71,7 +71,7 @@ class Models:
             with safe_open(path, "np") as file:
                 about = file.metadata() or {}
             return about["run"], int(about["round"]), read_config(about["settings"])
-        except Exception as error:  # noqa: BLE001 - safetensors raises several kinds, and a bare one of its own
+        except (OSError, KeyError, ValueError, SafetensorError, CairnError) as error:
             raise TrainingError(
                 f"the model {path.stem} cannot be read; it is replaced in the run's next round"
             ) from error

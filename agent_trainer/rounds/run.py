@@ -14,7 +14,7 @@ from agent_trainer.config import DqnConfig
 from agent_trainer.rounds import layout as lay
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
 from agent_trainer.rounds.replay_plans import ReplayPlans
-from agent_trainer.rounds.server_app import Attempt, Outcome, Post, check_quorum
+from agent_trainer.rounds.server_app import Attempt, Clock, Outcome, Post, check_quorum
 from agent_trainer.rounds.strategies import Strategy
 from agent_trainer.rounds.validation import merged_metrics, merged_validation
 from agent_trainer.rounds.wire import (
@@ -87,8 +87,15 @@ class Run:
     """
 
     def __init__(
-        self, spec: RunSpec, config: DqnConfig, weights: lay.Weights, checkpoints: Checkpoints, desk: Desk
+        self,
+        spec: RunSpec,
+        config: DqnConfig,
+        weights: lay.Weights,
+        checkpoints: Checkpoints,
+        desk: Desk,
+        clock: Clock = time,
     ) -> None:
+        self._clock = clock
         self._spec, self._config, self._checkpoints, self._desk = spec, config, checkpoints, desk
         self._layout = lay.layout_of(weights)
         self._strategy = Strategy(spec)
@@ -132,7 +139,7 @@ class Run:
         sites  node id → site, of all that are registered
         Raises TooFewSites after three attempts, Diverged when the aggregate is not finite, Unreachable.
         """
-        began = time.monotonic()
+        began = self._clock.monotonic()
         number = self.progress.round + 1
         evaluate = self.progress.round > 0 and self._due(self.progress.round)
         plan = self._plans.plan(number)
@@ -148,7 +155,9 @@ class Run:
             self._absorb(plan, trained)
         sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
         reports = tuple(SiteReport(o.site, o.state, o.reason, o.metrics, _bytes(o, sent)) for o in outcomes)
-        report = RoundReport(number, time.monotonic() - began, reports, merged_metrics([o.metrics for o in trained]))
+        report = RoundReport(
+            number, self._clock.monotonic() - began, reports, merged_metrics([o.metrics for o in trained])
+        )
         self._weights = made
         self._save(replace(self.progress, round=number, plan=self._plans.published.hex(), report=asdict(report)))
         yield report
@@ -165,7 +174,9 @@ class Run:
         def judge(site: str, reply: Message) -> Outcome:
             return Outcome(site, "trained", metrics=read_metrics(reply))
 
-        attempt = Attempt(post, content, kind, self.progress.round, sites, 1, deadline.total_seconds(), judge)
+        attempt = Attempt(
+            post, content, kind, self.progress.round, sites, 1, deadline.total_seconds(), judge, self._clock
+        )
         yield from self._validated(attempt.play(self._desk.stopping))
 
     def _due(self, number: int) -> bool:
@@ -191,7 +202,9 @@ class Run:
     ) -> tuple[list[Outcome], list[Outcome]]:
         kind, deadline = TRAIN.format(self._spec.algorithm), self._spec.round_deadline.total_seconds()
         for tried in range(1, ATTEMPTS + 1):
-            attempt = Attempt(post, content, kind, number, sites, self._spec.min_sites, deadline, self._judge)
+            attempt = Attempt(
+                post, content, kind, number, sites, self._spec.min_sites, deadline, self._judge, self._clock
+            )
             outcomes = attempt.play(self._desk.stopping)
             for outcome in outcomes:
                 if outcome.state not in {"trained", "absent"}:

@@ -41,6 +41,16 @@ class Post(Protocol):
         """Take the replies that are there."""
 
 
+class Clock(Protocol):
+    """What a round needs of time; the module `time` has it."""
+
+    def monotonic(self) -> float:
+        """Seconds from some moment."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one site in a round.
@@ -104,11 +114,12 @@ class Attempt:
         wanted: int,
         deadline_s: float,
         judge: Judge,
+        clock: Clock = time,
     ) -> None:
         self._post, self._content, self._kind, self._number = post, content, kind, number
         self._sites, self._wanted, self._judge = sites, wanted, judge
-        self._deadline_s = deadline_s
-        self._began = time.monotonic()
+        self._deadline_s, self._clock = deadline_s, clock
+        self._began = clock.monotonic()
         self._letters: dict[int, _Letter] = {}
         self._identifiers: dict[str, int] = {}
 
@@ -118,14 +129,14 @@ class Attempt:
         stopped  whether a person has asked the run to stop: what sites work on is waited for, other sites are not
         """
         looked = -LOOK_S
-        while (elapsed := time.monotonic() - self._began) < self._deadline_s:
+        while (elapsed := self._clock.monotonic() - self._began) < self._deadline_s:
             if elapsed - looked >= LOOK_S:
                 looked = elapsed
                 self._look({node.node_id: node for node in self._post.get_nodes()}, elapsed)
             self._collect()
             if self._settled() or (stopped() and not self._awaited()):
                 break
-            time.sleep(min(max(POLL_S[0], elapsed / 100), POLL_S[1]))
+            self._clock.sleep(min(max(POLL_S[0], elapsed / 100), POLL_S[1]))
         return [self._outcome(node_id, site) for node_id, site in self._sites.items()]
 
     def _look(self, online: Mapping[int, NodeInfo], elapsed: float) -> None:
@@ -156,7 +167,7 @@ class Attempt:
     def _send(self, nodes: Sequence[int]) -> None:
         if not nodes:
             return
-        left = self._deadline_s - (time.monotonic() - self._began)
+        left = self._deadline_s - (self._clock.monotonic() - self._began)
         messages = [
             Message(self._content, node_id, self._kind, ttl=left + LATE_S, group_id=str(self._number))
             for node_id in nodes

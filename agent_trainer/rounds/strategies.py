@@ -72,7 +72,8 @@ class Strategy:
             for update, examples, message in updates
         ]
         try:
-            made, _ = self._strategy.aggregate_train(number, replies)
+            with np.errstate(all="ignore"):  # what overflows is not finite, and refused by the caller
+                made, _ = self._strategy.aggregate_train(number, replies)
         except (AggregationError, InconsistentMessageReplies) as error:
             raise TrainingError(f"the strategy {self.name} cannot aggregate {len(updates)} updates: {error}") from error
         assert made is not None  # there are updates

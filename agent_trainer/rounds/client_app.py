@@ -1,0 +1,37 @@
+"""The Flower app of a site: it reads the order, hands it to the site's work, and writes the answer."""
+
+from typing import Protocol
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from agent_trainer.rounds.layout import Vector
+from agent_trainer.rounds.wire import Order, answer, read_order
+
+
+class Work(Protocol):
+    """What a site does with an order."""
+
+    def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector]:
+        """Train for a round; returns numbers and the site's weights."""
+
+    def evaluate(self, order: Order, weights: Vector) -> dict[str, float]:
+        """Measure weights on the site's validation scenes."""
+
+
+def make_app(work: Work) -> ClientApp:
+    """Make the app: one handler an algorithm and a kind of message."""
+    app = ClientApp()
+
+    @app.train("dqn")
+    def train(message: Message, _: Context) -> Message:
+        order, weights = read_order(message)
+        metrics, trained = work.train(order, weights)
+        return answer(metrics, trained, message)
+
+    @app.evaluate("dqn")
+    def evaluate(message: Message, _: Context) -> Message:
+        order, weights = read_order(message)
+        return answer(work.evaluate(order, weights), None, message)
+
+    return app

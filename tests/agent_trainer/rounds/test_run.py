@@ -1,0 +1,302 @@
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from flwr.common.constant import ErrorCode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_trainer.config import DqnConfig
+from agent_trainer.rounds.checkpoints import Checkpoints
+from agent_trainer.rounds.layout import flatten
+from agent_trainer.rounds.run import Run
+from agent_trainer.rounds.wire import read_order
+from cairn.codec import decode_plan
+from cairn.errors import CairnError, Diverged, PlanError, TooFewSites, TrainingError
+from cairn.plan import ReplayPlan, ReplayRangesPlan, fingerprint
+from cairn.run import OPTIONS, RunSpec
+from cairn.tally import Tally, zeros
+from tests.agent_trainer.rounds.post import MovingClock, Post, Site, adds, fails, in_turn
+
+ZERO = {"a": np.zeros((2, 2), np.float32), "b": np.zeros(3, np.float32)}
+
+
+@dataclass
+class NotingDesk:
+    """The aggregator's side: notes what it is told, merges what the sites would have tallied."""
+
+    asked_to_stop: bool = False
+    published: list[bytes] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    merged_from: list[list[str]] = field(default_factory=list)
+    merge_fails: bool = False
+
+    def publish(self, plan, open_for):
+        assert open_for > timedelta(0)
+        self.published.append(plan)
+
+    def merge(self, digest, sites, patience):
+        assert digest == fingerprint(self.published[-1])
+        if self.merge_fails:
+            raise PlanError("the plan was closed")
+        self.merged_from.append(list(sites))
+        stage = decode_plan(self.published[-1]).stage
+        tables = zeros(stage)
+        tables["transitions"][0] = 10
+        for name, table in tables.items():
+            if name != "transitions":
+                table[0, :10] = 1
+        return Tally(digest, tables)
+
+    def log(self, text):
+        self.lines.append(text)
+
+    def stopping(self):
+        return self.asked_to_stop
+
+
+def spec(**changes):
+    values = {"name": "run", "algorithm": "dqn", "rounds": 3, "min_sites": 1, "round_deadline": 60}
+    return RunSpec.model_validate(values | changes)
+
+
+def begin(tmp_path, run_spec, desk=None, config=None, weights=ZERO):
+    return Run(
+        run_spec, config or DqnConfig(), weights, Checkpoints(tmp_path / "run", {}), desk or NotingDesk(), MovingClock()
+    )
+
+
+def post(*apps):
+    return Post({n: Site(app) for n, app in enumerate(apps, 1)}, MovingClock()), {
+        n: f"site-{n}" for n in range(1, len(apps) + 1)
+    }
+
+
+def play(run, grid, sites):
+    return list(run.play(grid, sites))
+
+
+def weights_of(tmp_path):
+    return flatten(Checkpoints(tmp_path / "run", {}).latest().weights)
+
+
+def test_the_average_is_weighted_by_examples(tmp_path):
+    (report,) = play(begin(tmp_path, spec()), *post(adds(1, examples=3, loss=1.0), adds(5, examples=1, loss=5.0)))
+    assert weights_of(tmp_path).tolist() == [2.0] * 7
+    assert report.metrics == {"examples": 4, "loss": 2.0}
+    assert [(site.site, site.state, site.bytes) for site in report.sites] == [
+        ("site-1", "trained", 56),
+        ("site-2", "trained", 56),
+    ]
+
+
+@pytest.mark.parametrize("strategy", OPTIONS)
+def test_every_strategy_survives_a_restart_after_each_round_with_the_same_result(tmp_path, strategy):
+    """Three rounds in one go equal three processes of one round."""
+    apps = (adds(1, examples=2), adds(2), adds(4, examples=3))
+    whole = begin(tmp_path / "whole", spec(strategy=strategy))
+    grid, sites = post(*apps)
+    for _ in range(3):
+        play(whole, grid, sites)
+    for _ in range(3):
+        play(begin(tmp_path / "parts", spec(strategy=strategy)), grid, sites)
+    made = weights_of(tmp_path / "whole")
+    np.testing.assert_array_equal(made, weights_of(tmp_path / "parts"))
+    assert made.dtype == np.float32
+    assert (made > 0.01).all()
+
+
+def test_fedprox_tells_the_sites_its_mu(tmp_path):
+    grid, sites = post(adds(1))
+    play(begin(tmp_path, spec(strategy="fedprox", strategy_options={"proximal_mu": 0.25})), grid, sites)
+    assert read_order(grid.sites[1].seen[0])[0].proximal_mu == 0.25
+
+
+def test_krum_takes_the_update_that_is_nearest_to_the_others(tmp_path):
+    run = begin(tmp_path, spec(strategy="krum"))
+    play(run, *post(adds(1.0), adds(1.1), adds(1.2), adds(-500.0)))
+    assert weights_of(tmp_path).max() == pytest.approx(1.1, abs=0.11)
+
+
+def test_a_trimmed_mean_leaves_out_the_extremes(tmp_path):
+    run = begin(tmp_path, spec(strategy="trimmed-mean", strategy_options={"beta": 0.25}))
+    play(run, *post(adds(1), adds(2), adds(3), adds(1e6)))
+    np.testing.assert_allclose(weights_of(tmp_path), 2.5)
+
+
+def test_an_option_out_of_range_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(TrainingError, match=r"trimmed-mean refuses its options: `beta` must be"):
+        begin(tmp_path, spec(strategy="trimmed-mean", strategy_options={"beta": 0.7}))
+
+
+def test_a_diverged_site_is_named_and_the_run_goes_on_without_it(tmp_path):
+    desk = NotingDesk()
+    (report,) = play(begin(tmp_path, spec(), desk), *post(adds(1), adds(float("nan"))))
+    assert weights_of(tmp_path).tolist() == [1.0] * 7
+    assert [site.state for site in report.sites] == ["trained", "refused"]
+    assert desk.lines == ["round 1: site-2 refused: Diverged: 7 of 7 weights are not finite numbers"]
+
+
+def test_an_aggregate_that_overflows_fails_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    run = begin(tmp_path, spec(strategy="fedavgm", strategy_options={"server_learning_rate": 1e38}))
+    with pytest.raises(Diverged, match=r"^the aggregate of round 1 diverged"):
+        play(run, *post(adds(1e3)))
+    assert Checkpoints(tmp_path / "run", {}).latest() is None
+
+
+def test_a_round_below_quorum_is_tried_three_times_and_can_be_resumed(tmp_path):
+    desk = NotingDesk()
+    run = begin(tmp_path, spec(min_sites=2), desk)
+    grid, sites = post(adds(1), fails(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ImageError: the site's incident 1"))
+    with pytest.raises(TooFewSites, match=r"^round 1 failed 3 times: 1 sites trained where 2 are needed"):
+        play(run, grid, sites)
+    assert sum("is tried again" in line for line in desk.lines) == 2
+    grid.sites[2].app = adds(3)
+    play(begin(tmp_path, spec(min_sites=2), desk), grid, sites)
+    assert weights_of(tmp_path).tolist() == [2.0] * 7
+
+
+def test_a_run_that_is_asked_to_stop_does_not_try_a_failed_round_again(tmp_path):
+    desk = NotingDesk(asked_to_stop=True)
+    with pytest.raises(TooFewSites, match="failed 1 times"):
+        play(begin(tmp_path, spec(min_sites=2), desk), *post(adds(1)))
+
+
+def test_validation_belongs_to_the_round_whose_weights_it_measured(tmp_path):
+    """The weights of round 1 are validated at the start of round 2, and round 1 is reported again."""
+    grid, sites = post(
+        adds(1, validation__sella__n=3, validation__sella__mean_mm=2.0, validation__sella__sdr_2=1.0),
+        adds(1, validation__sella__n=1, validation__sella__mean_mm=6.0, validation__sella__sdr_2=0.0),
+    )
+    run = begin(tmp_path, spec())
+    play(run, grid, sites)
+    again, second = play(run, grid, sites)
+    assert [again.number, second.number] == [1, 2]
+    assert again.metrics["validation/mean_mm"] == 3.0
+    assert again.metrics["validation/sella/sdr_2"] == 0.75
+    assert not any(name.startswith("validation") for name in second.metrics)
+    assert again.sites[1].metrics["validation/sella/mean_mm"] == 6.0
+    assert run.progress.best_round == 1
+
+
+def test_the_last_weights_are_validated_by_a_message_of_its_own(tmp_path):
+    grid, sites = post(adds(1, validation__sella__n=3, validation__sella__mean_mm=2.0))
+    run = begin(tmp_path, spec(rounds=1, evaluate_every=0))
+    play(run, grid, sites)
+    assert run.finished == "all 1 rounds are done"
+    (report,) = run.evaluate(grid, sites)
+    assert (report.number, report.metrics["validation/mean_mm"]) == (1, 2.0)
+    assert list(run.evaluate(grid, sites)) == []
+    assert grid.sites[1].seen[-1].metadata.message_type == "evaluate.dqn"
+
+
+def test_a_run_stops_early_when_validation_no_longer_improves(tmp_path):
+    errors = iter([4.0, 3.0, 3.5, 3.2])
+
+    def app(message):
+        order, _ = read_order(message)
+        value = next(errors) if order.evaluate else 0.0
+        return adds(1, validation__sella__n=1, validation__sella__mean_mm=value)(message)
+
+    grid, sites = post(app)
+    run = begin(tmp_path, spec(rounds=20, patience=2))
+    while not run.finished:
+        play(run, grid, sites)
+    assert run.progress.round == 5
+    assert run.finished == (
+        "stopped early after round 5: 2 validations without a better one than that of round 2 (3.00 mm)"
+    )
+    assert 2 in Checkpoints(tmp_path / "run", {}).rounds(), "the best checkpoint is kept"
+
+
+def test_the_report_of_a_round_survives_a_crash_between_checkpoint_and_report(tmp_path):
+    (report,) = play(begin(tmp_path, spec()), *post(adds(1, loss=0.5)))
+    assert begin(tmp_path, spec()).reported == report
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(tmp_path):
+    play(begin(tmp_path, spec()), *post(adds(1)))
+    wider = {**ZERO, "b": np.zeros(4, np.float32)}
+    with pytest.raises(TrainingError, match=r"^the checkpoint of round 1 has the array b of \(3,\) where b of \(4,\)"):
+        begin(tmp_path, spec(), weights=wider)
+    deeper = {**ZERO, "c": np.zeros(1, np.float32)}
+    with pytest.raises(TrainingError, match="has 2 arrays where 3 were expected"):
+        begin(tmp_path, spec(), weights=deeper)
+
+
+SKETCHED = DqnConfig(replay="sketched", sketch_depth=3, sketch_width=64)
+
+
+def test_the_first_round_tallies_cells_and_later_ones_keys_under_the_fitted_coder(tmp_path):
+    desk = NotingDesk()
+    run = begin(tmp_path, spec(), desk, SKETCHED)
+    grid, sites = post(adds(1), adds(1))
+    for _ in range(3):
+        play(run, grid, sites)
+    stages = [decode_plan(plan) for plan in desk.published]
+    assert [plan.window for plan in stages] == [1, 2, 3]
+    assert isinstance(stages[0].stage, ReplayRangesPlan)
+    assert isinstance(stages[1].stage, ReplayPlan)
+    assert desk.merged_from == [["site-1", "site-2"]] * 3
+    orders = [read_order(message)[0] for message in grid.sites[1].seen]
+    assert [bool(order.coder_plan) for order in orders] == [False, True, True]
+    assert [bool(order.counts) for order in orders] == [False, False, True]
+    assert [order.plan for order in orders] == desk.published
+
+
+def test_merged_counts_add_up_over_rounds_and_over_a_restart(tmp_path):
+    desk = NotingDesk()
+    grid, sites = post(adds(1))
+    for _ in range(4):
+        run = begin(tmp_path, spec(rounds=4), desk, SKETCHED)
+        play(run, grid, sites)
+    assert int(run._plans.counts().tables["transitions"][0]) == 30
+
+
+def test_a_merge_that_fails_costs_the_counts_of_its_round_only(tmp_path):
+    desk = NotingDesk(merge_fails=True)
+    run = begin(tmp_path, spec(), desk, SKETCHED)
+    grid, sites = post(adds(1))
+    play(run, grid, sites)
+    assert desk.lines == ["the replay tallies of this round are not counted: the plan was closed"]
+    desk.merge_fails = False
+    play(run, grid, sites)
+    assert [type(decode_plan(plan).stage) for plan in desk.published] == [ReplayRangesPlan, ReplayRangesPlan]
+
+
+def test_a_run_with_uniform_replay_asks_for_no_tally(tmp_path):
+    desk = NotingDesk()
+    play(begin(tmp_path, spec(), desk), *post(adds(1)))
+    assert desk.published == []
+
+
+@given(damage=st.sampled_from(["state.json", "weights.safetensors", "strategy.safetensors", "replay.tally"]))
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path_factory, damage):
+    tmp_path = tmp_path_factory.mktemp("run")
+    run = begin(tmp_path, spec())
+    grid, sites = post(adds(1))
+    for _ in range(2):
+        play(run, grid, sites)
+    (tmp_path / "run" / "round-000002" / damage).unlink()
+    assert begin(tmp_path, spec()).progress.round == 1
+
+
+def test_the_only_checkpoint_being_damaged_is_one_clear_error(tmp_path):
+    play(begin(tmp_path, spec()), *post(adds(1)))
+    (tmp_path / "run" / "round-000001" / "weights.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(CairnError, match=r"^the checkpoint of round 1 cannot be read"):
+        begin(tmp_path, spec())
+
+
+def test_an_unfinished_checkpoint_is_swept_away(tmp_path):
+    part = tmp_path / "run" / ".round-000001.part"
+    part.mkdir(parents=True)
+    assert begin(tmp_path, spec()).progress.round == 0
+    assert not part.exists()
+
+
+def test_a_site_that_answers_better_the_second_time_is_counted_once(tmp_path):
+    grid, sites = post(in_turn(fails(ErrorCode.CLIENT_APP_CRASHED, ""), adds(2)), adds(2))
+    play(begin(tmp_path, spec(min_sites=2)), grid, sites)
+    assert weights_of(tmp_path).tolist() == [2.0] * 7
