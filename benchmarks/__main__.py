@@ -16,6 +16,7 @@ MODULES = {
     "recovery": "benchmarks.recovery",
     "ingest": "benchmarks.ingest",
     "scaling": "benchmarks.ingest",
+    "replay": "benchmarks.replay",
 }
 
 

@@ -43,9 +43,7 @@ def test_a_leaf_without_mass_is_never_found_whatever_rounding_does(size, seed):
     tree = SumTree(size)
     tree.set(np.arange(size), leaves)
     ends, padded = np.cumsum(leaves), np.concatenate([leaves, np.zeros(-size % FAN)])
-    families = np.cumsum(
-        padded.reshape(-1, FAN).sum(axis=1)
-    )  # just below the end of a family: past its last child?
+    families = np.cumsum(padded.reshape(-1, FAN).sum(axis=1))  # just below the end of a family: past its last child?
     mass = np.nextafter(np.concatenate([[tree.total, ends[-1]], ends[rng.integers(0, size, 50)], families]), 0)
     assert np.all(leaves[tree.find(mass)] > 0)
 
