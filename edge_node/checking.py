@@ -19,6 +19,7 @@ from cairn.v1 import plans_pb2, plans_pb2_grpc
 from edge_node.approval import reason_against
 from edge_node.connection import in_words, read_enrolled
 from edge_node.settings import SiteSettings
+from edge_node.training.looking import check_training
 
 OPENED = 500  # images that are opened; a folder may hold a hundred thousand
 ROOM = 500_000_000  # bytes free that a site should have for tallies and label images
@@ -38,6 +39,7 @@ class SiteReport:
     site: str = ""
     aggregator: str = ""
     certificate_expires: str = ""
+    training: str = ""
     free_bytes: int = 0
     would: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ class SiteReport:
         table.add_row("site", self.site or "not enrolled")
         table.add_row("aggregator", self.aggregator)
         table.add_row("certificate", f"until {self.certificate_expires}" if self.certificate_expires else "none")
+        table.add_row("training", self.training)
         table.add_row("free disk", f"{self.free_bytes:,} bytes")
         console.print(table)
         for title, sentences in (("would", self.would), ("note", self.remarks), ("fault", self.faults)):
@@ -70,7 +73,11 @@ def check_site(settings: SiteSettings, now: datetime) -> SiteReport:
     report = SiteReport(settings=_resolved(settings))
     _check_images(settings, report)
     _check_disk(settings, report)
-    _check_aggregator(settings, report, now)
+    superlink = _check_aggregator(settings, report, now)
+    training = check_training(settings, superlink)
+    report.training = training.sentence
+    report.remarks += training.remarks
+    report.faults += training.faults
     return report
 
 
@@ -85,6 +92,7 @@ def _resolved(settings: SiteSettings) -> dict[str, Any]:
         "labels.format": settings.labels.format,
         "approval.studies": list(allowed.studies or ()),
         "approval.fingerprints": list(allowed.fingerprints or ()),
+        "training": settings.training.model_dump(mode="json") if settings.training else None,
         "local.listen": settings.local.listen,
         "local.page": settings.local.page,
         "backend": settings.backend,
@@ -135,34 +143,36 @@ def _check_disk(settings: SiteSettings, report: SiteReport) -> None:
         report.faults.append(f"{report.free_bytes:,} bytes are free for state_dir; {ROOM:,} are needed, free some")
 
 
-def _check_aggregator(settings: SiteSettings, report: SiteReport, now: datetime) -> None:
+def _check_aggregator(settings: SiteSettings, report: SiteReport, now: datetime) -> str | None:
+    """Return where the SuperLink is; None when the aggregator could not be asked."""
     try:
         who = read_enrolled(settings.identity_folder)
     except CairnError as error:
         report.aggregator = "unknown"
         report.faults.append(str(error))
-        return
+        return None
     report.site, report.aggregator = who.site, who.address
     report.certificate_expires = who.expires.isoformat()
     if who.expires <= now:
         report.faults.append(f"the certificate ended on {who.expires:%Y-%m-%d}; ask for an invitation and enrol again")
-        return
+        return None
     if who.expires - now < SOON:
         report.remarks.append(f"the certificate ends on {who.expires:%Y-%m-%d}; the running service renews it")
     try:
-        plans = _open_plans(settings, who.address)
+        first = _first_answer(settings, who.address)
     except CairnError as error:
         report.faults.append(in_words(error, who.address))
-        return
-    report.would = _would(settings, plans)
+        return None
+    report.would = _would(settings, [offer.plan for offer in first.offers])
+    return first.superlink_address
 
 
-def _open_plans(settings: SiteSettings, address: str) -> list[bytes]:
+def _first_answer(settings: SiteSettings, address: str) -> plans_pb2.WatchResponse:
     with mtls_channel(address, enrolment.tls_files(settings.identity_folder)) as channel, errors_from_wire():
         stream = plans_pb2_grpc.PlansStub(channel).Watch(plans_pb2.WatchRequest(version=__version__), timeout=ANSWER_S)
         first = next(iter(stream))
         stream.cancel()  # type: ignore[no-untyped-call]
-        return [offer.plan for offer in first.offers]
+        return first
 
 
 def _would(settings: SiteSettings, plans: Sequence[bytes]) -> list[str]:

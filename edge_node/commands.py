@@ -5,7 +5,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from cairn import invitation
 from cairn.errors import BadToken, ConfigError
 from cairn.stopping import told_to_stop
 from edge_node.settings import load_settings
+
+if TYPE_CHECKING:
+    from cairn.v1 import edge_pb2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,12 +109,30 @@ def status(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT002 - t
     table.add_row("waiting", f"{now.outbox} sealed tallies")
     table.add_row("sent", f"{now.bytes_sent:,} bytes since the start")
     table.add_row("page", now.page)
+    if now.HasField("training"):
+        table.add_row("training", _training_words(now.training))
     for problem in now.problems:
         table.add_row("problem", problem)
     Console().print(table)
 
 
 NUMBERS = {"pixels_done", "pixels_total", "bytes_sent"}
+
+
+def _training_words(training: "edge_pb2.TrainingStatus") -> str:
+    if not training.run:
+        return training.sentence
+    doing = f"{'trains' if training.busy else 'has trained'} round {training.round} of {training.run}"
+    figures = [f"{name} {training.metrics[name]:.4g}" for name in sorted(training.metrics) if name in SHOWN]
+    figures += [
+        f"{name.split('/')[1]} {value:.1f} mm"
+        for name, value in sorted(training.metrics.items())
+        if name.startswith("validation/") and name.endswith("/mean_mm")
+    ]
+    return "; ".join([training.sentence, ", ".join([doing, *figures])])
+
+
+SHOWN = {"loss", "reward"}
 
 
 @app.command()

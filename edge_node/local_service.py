@@ -13,7 +13,7 @@ from cairn.errors import ConfigError, Unreachable
 from cairn.files import write_atomically
 from cairn.rpc import errors_from_wire, server
 from cairn.v1 import edge_pb2, edge_pb2_grpc
-from edge_node.status import Snapshot
+from edge_node.status import Snapshot, TrainingNote
 
 EDGE = "cairn.v1.Edge"
 ADDRESSES = "addresses.json"
@@ -49,7 +49,17 @@ class Edge(edge_pb2_grpc.EdgeServicer):
             answer.working_on = str(now.work)
             answer.pixels_done, answer.pixels_total = max(0, now.work.pixels_done), now.work.pixels_total
             answer.files_done, answer.files_total = now.work.files_done, now.work.files_total
+        if now.training.state != "off":
+            answer.training.CopyFrom(_training(now.training))
         return answer
+
+
+def _training(note: TrainingNote) -> edge_pb2.TrainingStatus:
+    status = edge_pb2.TrainingStatus(state=note.state, sentence=note.said)
+    if note.now:
+        status.run, status.round, status.busy = note.now.run, note.now.round, note.now.busy
+        status.metrics.update(note.now.metrics)
+    return status
 
 
 def serve(edge: Edge, listen: str) -> tuple[grpc.Server, str]:

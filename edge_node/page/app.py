@@ -1,4 +1,7 @@
-"""The page: what runs, what left, what needs a person, and the label images. It changes nothing and loads nothing."""
+"""The page: what runs, what left, what needs a person, the label images, and searches to watch.
+
+It changes nothing at the site and loads nothing from elsewhere.
+"""
 
 import contextlib
 import os
@@ -22,7 +25,9 @@ from starlette.staticfiles import StaticFiles
 
 from cairn import __version__
 from cairn.errors import ConfigError
-from edge_node.page.content import departures, label_pictures, size_words, stage_words, time_words
+from edge_node.page.content import departures, figure_words, label_pictures, size_words, stage_words, time_words
+from edge_node.page.curves import curves
+from edge_node.page.search import search_routes
 from edge_node.status import Snapshot
 from edge_node.training.trainer import Trainer
 
@@ -59,16 +64,18 @@ def make_app(site: Site) -> Starlette:
     templates = Environment(
         loader=PackageLoader("edge_node.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    templates.filters.update(size=size_words, time=time_words, stage=stage_words)
+    templates.filters.update(size=size_words, time=time_words, stage=stage_words, figure=figure_words)
     read_departures = departures(site.audit)
 
     def content(*, everything: bool) -> dict[str, object]:
         left, total = read_departures()
         pictures = label_pictures(site.labels)
+        now = site.snapshot()
         return {
             "site": site,
             "version": __version__,
-            "now": site.snapshot(),
+            "now": now,
+            "curves": curves(now.training.rounds),
             "waiting": site.outbox(),
             "departures": left if everything else left[:SHOWN],
             "departures_total": len(left),
@@ -94,11 +101,15 @@ def make_app(site: Site) -> Starlette:
                 return FileResponse(site.labels / found.path, headers=HEADERS)
         raise HTTPException(404)
 
+    def search_page() -> str:
+        return templates.get_template("search.html").render(site=site, version=__version__)
+
     return Starlette(
         routes=[
             Route("/", page),
             Route("/live", live),
             Route("/picture/{path:path}", picture),
+            *(search_routes(site.trainer, search_page, HEADERS) if site.trainer else ()),
             Mount("/static", StaticFiles(packages=[("edge_node.page", "static")])),
         ],
         # A page elsewhere could point its own name at 127.0.0.1 and read this one through the visitor's browser.

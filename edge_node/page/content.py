@@ -15,6 +15,8 @@ STAGES = {
     "counts": "how often each kind of pixel occurs, as a count sketch",
     "recovery": "exact counts of the kinds that the federation already found",
     "codebook": "pixel counts and mean values of each cluster",
+    "replay_ranges": "how often each grey level occurs in the coarse cells that the agent sees",
+    "replay": "how often each kind of step of the agent occurs, as a count sketch",
 }
 
 
@@ -92,3 +94,8 @@ def time_words(time: str | datetime) -> str:
 def stage_words(stage: str) -> str:
     """Say what a stage's tally holds."""
     return STAGES.get(stage, stage)
+
+
+def figure_words(value: float) -> str:
+    """Write a figure of a round for a person: four digits at most."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}".replace(",", " ")

@@ -30,16 +30,24 @@ class Rounds:
             board.rounds(self._ended[-1], self._ended)
 
     def told(self, news: RoundTold) -> None:
-        """Note a round. Another run than before begins anew; a round that is trained again replaces what followed."""
-        ends = news.phase == "ends"
+        """Note a round.
+
+        Another run than before begins anew; a round that is trained again replaces what followed; figures that are told
+        of a round later, such as its validation, are added to it.
+        """
+        ends, now = news.phase == "ends", self._board.snapshot().training.now
         note = RoundNote(news.run, news.round, busy=not ends, metrics=news.metrics)
-        earlier = [old for old in self._ended if old.run == note.run and old.round < note.round]
+        same = [old for old in self._ended if old.run == note.run]
+        kept = [old for old in same if old.round < note.round]
         if ends:
-            earlier.append(note)
-        if ends or len(earlier) != len(self._ended):
-            self._ended = earlier[-KEPT:]
+            known = next((old.metrics for old in same if old.round == note.round), {})
+            note = replace(note, metrics={**known, **note.metrics})
+            kept.append(note)
+        if kept != self._ended:
+            self._ended = kept[-KEPT:]
             self._write()
-        self._board.rounds(note, self._ended)
+        later = now is not None and now.busy and now.run == note.run and now.round > note.round
+        self._board.rounds(now if now is not None and later else note, self._ended)
 
     def broken_off(self) -> None:
         """Say that no round is being trained: the trainer has ended."""

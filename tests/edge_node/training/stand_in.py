@@ -1,0 +1,114 @@
+"""A program in the place of SuperNode or trainer, for what a true one does not do on demand.
+
+    stand_in.py MODE FLAGS       FLAGS as the true one has them, see SURROUNDINGS
+
+good      answers, ends with its standard input       dies      ends with code 3 after half a second
+nonsense  says what is no message, then is good       hangs     says nothing, heeds neither its input nor SIGTERM
+breaks    ends when it is asked for a search          refuses   says that it cannot do what is asked
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+WIDTH, HEIGHT = 640, 480
+LANDMARK = (460, 150)
+
+
+def say(event, **details):
+    sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+    sys.stdout.flush()
+
+
+def png(depth):
+    image = Image.new("L", (WIDTH, HEIGHT), 30 + 4 * depth)
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((140, 40, 560, 440), fill=110)
+    pen.ellipse((400, 100, 520, 200), fill=190)
+    pen.rectangle((220, 260, 300, 340), fill=70)
+    packed = io.BytesIO()
+    image.save(packed, "PNG")
+    return base64.b64encode(packed.getvalue()).decode()
+
+
+def path(start, landmark):
+    """Walk towards the landmark in steps of 6 pixels, then to and fro."""
+    positions = [list(start)]
+    while math.dist(positions[-1][:2], landmark) > 6 and len(positions) < 200:
+        at = list(positions[-1])
+        axis = 0 if abs(landmark[0] - at[0]) >= abs(landmark[1] - at[1]) else 1
+        at[axis] += 6 if landmark[axis] > at[axis] else -6
+        positions.append(at)
+    end = len(positions) - 1
+    positions += [positions[end - 1], positions[end]] if end else []
+    return positions, end
+
+
+def answer(mode, asked, at):
+    do, number = asked["do"], asked["id"]
+    if mode == "refuses" and do != "ping":
+        say("refused", id=number, sentence="the image cannot be read")
+    elif do == "ping":
+        say("pong", id=number)
+    elif do == "scenes":
+        made = [("i1", "head 01.png", ["sella", "nasion"], 1), ("i2", "head <02>.png", ["sella"], 1),
+                ("v1", "volume.nii", ["sella"], 9)]  # fmt: skip
+        scenes = [
+            {"image": i, "name": n, "tasks": t, "width": WIDTH, "height": HEIGHT, "depth": d} for i, n, t, d in made
+        ]
+        say("scenes", id=number, scenes=scenes, models=[{"run": "sella-1", "round": 7, "tasks": ["sella", "nasion"]}])
+    elif do == "image":
+        say("image", id=number, png=png(asked["slice"]), width=WIDTH, height=HEIGHT)
+    elif do == "search":
+        if mode == "breaks":
+            sys.exit(4)
+        positions, end = path(asked["start"], LANDMARK)
+        known = asked["image"] != "i2"
+        distances = [0.25 * math.dist(p[:2], LANDMARK) for p in positions]
+        say(
+            "path", id=number, run=asked["run"], round=7, positions=positions, boxes=[90.0] * len(positions),
+            q=[10 - d / 10 for d in distances], end=end, landmark=[*LANDMARK, *positions[0][2:]] if known else None,
+            distance_mm=distances if known else None, error_mm=distances[end] if known else None,
+        )  # fmt: skip
+    elif do in ("send", "keep"):
+        (at / do).write_text(json.dumps(asked), encoding="utf-8")
+
+
+def main(mode, flags):
+    at = Path(flags[flags.index("--settings") + 1]).parent / "site" if "--settings" in flags else Path()
+    if mode == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(3600)
+    if mode == "dies":
+        time.sleep(0.5)
+        print("Traceback: patient7.png", file=sys.stderr)
+        sys.exit(3)
+    if "--settings" not in flags:
+        while os.read(0, 4096):
+            pass
+        return
+    if mode == "nonsense":
+        for line in ("hello", "[1, 2]", '{"event": "path"}', '{"event": "round", "run": 3}', "\x00" * 200):
+            print(line, flush=True)
+    print(json.dumps({"level": "info", "event": "begins", "images": 3, "where": ["a list"]}), file=sys.stderr)
+    print("a line of patient7.png", file=sys.stderr, flush=True)
+    say("ready")
+    told = at / "say"  # lines that a test wants said
+    if told.exists():
+        sys.stdout.write(told.read_text(encoding="utf-8"))
+        sys.stdout.flush()
+    for line in sys.stdin:
+        answer(mode, json.loads(line), at)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
