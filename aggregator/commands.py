@@ -58,6 +58,7 @@ def init(
     dashboard_listen: Annotated[str | None, typer.Option(help="IP:PORT for the pages.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in DIR by default.")] = None,
     blobs: Annotated[str | None, typer.Option(help="fsspec URL; a folder in DIR by default.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="Let sites train: run a Flower SuperLink.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Found a federation: its certificate authority, settings, database and first operator.
@@ -78,6 +79,7 @@ def init(
             dashboard_listen=dashboard_listen,
             database=database,
             blobs=blobs,
+            training=training,
         )
     profile = folder / "operator"
     if as_json:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
@@ -21,11 +22,19 @@ from aggregator.members.enrolment_service import EnrolmentService, Gate, Renewal
 from aggregator.members.server_certificate import ServerCertificate
 from aggregator.members.sites_service import SitesService, connected_sites, received_bytes
 from aggregator.members.tokens import Attempts
-from aggregator.settings import AggregatorSettings, join_address, split_address
+from aggregator.ports import Ports, bind_all
+from aggregator.runs import superlink
+from aggregator.runs.bell import Bell
+from aggregator.runs.records import count_runs
+from aggregator.runs.replay import ReplayPlans
+from aggregator.runs.runs_service import RunsService
+from aggregator.runs.training_service import TrainingService
+from aggregator.settings import AggregatorSettings, split_address
 from aggregator.study.board import Board
 from aggregator.study.coordinator import Coordinator
 from aggregator.study.plans_service import PlansService
 from aggregator.study.service import StudiesService
+from aggregator.tables import RunState
 from aggregator.telemetry import make_metrics
 from aggregator.web import Web
 from cairn import rpc
@@ -33,17 +42,25 @@ from cairn.errors import CairnError, ConfigError
 from cairn.files import write_atomically
 from cairn.invitation import Invitation
 from cairn.stopping import told_to_stop
-from cairn.v1 import enrolment_pb2_grpc, operations_pb2_grpc, plans_pb2_grpc, tallies_pb2_grpc
+from cairn.v1 import (
+    enrolment_pb2_grpc,
+    operations_pb2_grpc,
+    plans_pb2_grpc,
+    tallies_pb2_grpc,
+    training_pb2_grpc,
+)
 
-SITE, OPERATOR = frozenset({"site"}), frozenset({"operator"})
+SITE, OPERATOR, TRAINER = frozenset({"site"}), frozenset({"operator"}), frozenset({"trainer"})
 # Which roles may call which service on the mutual-TLS port; a service that is not here admits nobody.
 ROLES: Mapping[str, frozenset[str]] = {
     "cairn.v1.Plans": SITE,
     "cairn.v1.Tallies": SITE,
     "cairn.v1.Sites": OPERATOR,
     "cairn.v1.Studies": OPERATOR,
+    "cairn.v1.Runs": OPERATOR,
+    "cairn.v1.Training": TRAINER,
     "cairn.v1.Renewal": SITE | OPERATOR,
-    health.SERVICE_NAME: SITE | OPERATOR,
+    health.SERVICE_NAME: SITE | OPERATOR | TRAINER,
     reflection.SERVICE_NAME: OPERATOR,
 }
 # What the enrolment port offers to everybody.
@@ -52,18 +69,8 @@ OPEN: Mapping[str, frozenset[str]] = {
 }
 ENROLMENT_THREADS = 16
 GRACE_S = 3.0  # for calls that are open when the aggregator is told to stop
-PORTS = "ports.json"  # the last run's ports, taken again where the settings say 0
 
 Log = structlog.typing.FilteringBoundLogger
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where a running aggregator is, each host:port: for sites and operators, for newcomers, and the pages."""
-
-    address: str
-    enrolment: str
-    dashboard: str
 
 
 def utc_now() -> datetime:
@@ -80,26 +87,28 @@ class Aggregator:
     def __init__(self, settings: AggregatorSettings, log: Log, now: Callable[[], datetime] = utc_now) -> None:
         self._settings = settings
         self._log = log
+        self._now = now
         self._health = health.HealthServicer()
         self.metrics = make_metrics()
+        if settings.training:
+            superlink.check_installed()
         authority = pki.load_authority(settings.federation, settings.pki_dir)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         settings.addresses_file.unlink(missing_ok=True)  # of a run that was killed
         self.engine = database.open_database(settings.database_url)
         database.upgrade(self.engine)
-        store = BlobStore(settings.blobs_url)
+        self._store = BlobStore(settings.blobs_url)
         self._board = Board(self.engine, now)
+        self._bell = Bell()
         gate = Gate(self.engine, settings.federation, now)
         self._server = rpc.server([rpc.Admission(ROLES, gate, self._failed)], settings.limits.threads)
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
-        pages = make_app(self.engine, store, "", self.metrics.registry, now)
-        self.addresses = self._listen(authority, pages, now)
-        self.metrics.sites.set_function(lambda: self._ask(lambda session: connected_sites(session, now())))
-        self.metrics.ledger_bytes.set_function(lambda: self._ask(received_bytes))
-
-        uploads = Uploads(
+        ports = self._listen(authority)
+        self.addresses = ports.addresses(settings)
+        self._superlink = self._trainer(authority, ports) if settings.training else None
+        self._uploads = Uploads(
             self.engine,
-            store,
+            self._store,
             settings.spool,
             largest=settings.limits.upload_bytes,
             now=now,
@@ -107,32 +116,82 @@ class Aggregator:
         )
         self._coordinator = Coordinator(
             self.engine,
-            store,
+            self._store,
             self._board,
-            uploads,
+            self._uploads,
             folder=settings.state_dir,
             now=now,
             log=log,
             metrics=self.metrics,
         )
-        wake = self._coordinator.wake
-        attempts = Attempts(settings.limits.failed_enrolments, timedelta(minutes=1), now)
-        inside, outside = self._server, self._enrolment
-        plans_pb2_grpc.add_PlansServicer_to_server(PlansService(self.engine, self._board, now, wake), inside)
-        tallies_pb2_grpc.add_TalliesServicer_to_server(TalliesService(self.engine, store, uploads), inside)
-        operations_pb2_grpc.add_SitesServicer_to_server(
-            SitesService(self.engine, self._invitation(authority), now), inside
-        )
-        operations_pb2_grpc.add_StudiesServicer_to_server(
-            StudiesService(self.engine, store, settings.spool, now, wake), inside
-        )
-        enrolment_pb2_grpc.add_RenewalServicer_to_server(RenewalService(self.engine, authority, now), inside)
-        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(
-            EnrolmentService(self.engine, authority, attempts, now), outside
-        )
-        for server, offered in ((inside, ROLES), (outside, OPEN)):
+        self._measure()
+        self._serve_sites(authority)
+        self._serve_operators(authority)
+        self._serve_trainer()
+        for server, offered in ((self._server, ROLES), (self._enrolment, OPEN)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             reflection.enable_server_reflection(tuple(offered), server)
+
+    def _serve_sites(self, authority: pki.Authority) -> None:
+        address, attempts = (
+            self.addresses.superlink,
+            Attempts(self._settings.limits.failed_enrolments, timedelta(minutes=1), self._now),
+        )
+        plans = PlansService(self.engine, self._board, self._now, self._something_came, address)
+        plans_pb2_grpc.add_PlansServicer_to_server(plans, self._server)
+        tallies = TalliesService(self.engine, self._store, self._uploads)
+        tallies_pb2_grpc.add_TalliesServicer_to_server(tallies, self._server)
+        renewal = RenewalService(self.engine, authority, self._now)
+        enrolment_pb2_grpc.add_RenewalServicer_to_server(renewal, self._server)
+        enrolment = EnrolmentService(self.engine, authority, attempts, self._now, address)
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, self._enrolment)
+
+    def _serve_operators(self, authority: pki.Authority) -> None:
+        sites = SitesService(self.engine, self._invitation(authority), self._now)
+        operations_pb2_grpc.add_SitesServicer_to_server(sites, self._server)
+        wake = self._coordinator.wake
+        studies = StudiesService(self.engine, self._store, self._settings.spool, self._now, wake)
+        operations_pb2_grpc.add_StudiesServicer_to_server(studies, self._server)
+        trains = self._settings.training is not None
+        runs = RunsService(self.engine, self._settings.runs, self._bell, self._now, trains=trains)
+        training_pb2_grpc.add_RunsServicer_to_server(runs, self._server)
+
+    def _serve_trainer(self) -> None:
+        parts: dict[str, Any] = {"now": self._now, "log": self._log, "metrics": self.metrics}
+        plans = ReplayPlans(
+            self.engine, self._store, self._board, self._uploads, self._settings.spool, self._bell, **parts
+        )
+        service = TrainingService(self.engine, self._store, plans, self._bell, **parts)
+        training_pb2_grpc.add_TrainingServicer_to_server(service, self._server)
+
+    def _measure(self) -> None:
+        self.metrics.sites.set_function(lambda: self._ask(lambda session: connected_sites(session, self._now())))
+        self.metrics.ledger_bytes.set_function(lambda: self._ask(received_bytes))
+        for state in get_args(RunState):
+            count = partial(self._ask, partial(count_runs, state=state))
+            self.metrics.runs.labels(state).set_function(count)
+
+    def _trainer(self, authority: pki.Authority, ports: Ports) -> superlink.Superlink:
+        settings = self._settings
+        assert settings.training is not None  # the caller looked
+        assert ports.superlink is not None  # chosen for this section
+        public = [*settings.addresses, self.addresses.superlink]
+        places = superlink.Places(
+            folder=settings.state_dir,
+            runs=settings.runs,
+            listen=(split_address(settings.training.superlink_listen)[0], ports.superlink),
+            hosts=tuple(split_address(address)[0] for address in public),
+            aggregator=(split_address(settings.listen)[0], ports.listen),
+        )
+        return superlink.Superlink(
+            self.engine,
+            authority,
+            places,
+            now=self._now,
+            log=self._log,
+            metrics=self.metrics,
+            tell_health=self._health,
+        )
 
     def start(self) -> None:
         """Serve, then announce the addresses."""
@@ -142,6 +201,8 @@ class Aggregator:
         self._server.start()
         with write_atomically(self._settings.addresses_file) as file:
             file.write(json.dumps(asdict(self.addresses)).encode() + b"\n")
+        if self._superlink:
+            self._superlink.start()
         self._log.info("serving", federation=self._settings.federation, **asdict(self.addresses))
 
     def stop(self) -> None:
@@ -149,39 +210,37 @@ class Aggregator:
         self._settings.addresses_file.unlink(missing_ok=True)
         self._health.enter_graceful_shutdown()
         self._board.stop()
+        self._bell.stop()
+        if self._superlink:
+            self._superlink.ask()
         for done in [self._server.stop(GRACE_S), self._enrolment.stop(GRACE_S)]:
             done.wait()
+        if self._superlink:
+            self._superlink.stop()
         self._coordinator.stop()
         self._web.stop()
         self.engine.dispose()
         self._log.info("stopped")
 
-    def _listen(self, authority: pki.Authority, pages: Any, now: Callable[[], datetime]) -> Addresses:
-        settings, before = self._settings, _last_ports(self._settings)
+    def _listen(self, authority: pki.Authority) -> Ports:
+        settings = self._settings
+        pages = make_app(self.engine, self._store, "", self.metrics.registry, self._now)
         public = [*settings.addresses, *([settings.enrolment_address] if settings.enrolment_address else [])]
-        certificate = ServerCertificate(authority, [split_address(address)[0] for address in public], now)
+        # The trainer reaches the aggregator where it listens, whatever the sites call it.
+        hosts = [*(split_address(address)[0] for address in public), superlink.near(split_address(settings.listen)[0])]
+        certificate = ServerCertificate(authority, hosts, self._now)
         known, unknown = (rpc.server_credentials(certificate, ask_client=ask) for ask in (True, False))
-        port = _bind(settings.listen, before.get("listen"), lambda at: self._server.add_secure_port(at, known))
-        enrolment_port = _bind(
-            settings.enrolment_listen,
-            before.get("enrolment"),
-            lambda at: self._enrolment.add_secure_port(at, unknown),
-        )
 
         def open_web(at: str) -> int:
             host, wanted = split_address(at)
             self._web = Web(pages, (host, wanted or 0))
             return self._web.port
 
-        web_port = _bind(settings.dashboard_listen, before.get("dashboard"), open_web)
-        with write_atomically(settings.state_dir / PORTS) as file:
-            file.write(json.dumps({"listen": port, "enrolment": enrolment_port, "dashboard": web_port}).encode())
-        host, public_port = split_address(settings.addresses[0])
-        web_host = split_address(settings.dashboard_listen)[0]
-        return Addresses(
-            address=join_address(host, public_port or port),
-            enrolment=settings.enrolment_address or join_address(host, enrolment_port),
-            dashboard=join_address(host if web_host in {"0.0.0.0", "::"} else web_host, web_port),  # noqa: S104
+        return bind_all(
+            settings,
+            listen=lambda at: self._server.add_secure_port(at, known),
+            enrolment=lambda at: self._enrolment.add_secure_port(at, unknown),
+            dashboard=open_web,
         )
 
     def _invitation(self, authority: pki.Authority) -> Invitation:
@@ -197,7 +256,11 @@ class Aggregator:
 
     def _counted(self) -> None:
         self.metrics.uploads.inc()
+        self._something_came()
+
+    def _something_came(self) -> None:
         self._coordinator.wake()
+        self._bell.ring()
 
     def _ask(self, question: Callable[[Session], int]) -> int:
         with database.reading(self.engine) as session:
@@ -222,26 +285,3 @@ def serve_until_told(settings: AggregatorSettings, log: Log) -> None:
         raise ConfigError(f"the aggregator cannot start: {error.strerror or error} {error.filename or ''}") from error
     told.wait()
     aggregator.stop()
-
-
-def _last_ports(settings: AggregatorSettings) -> dict[str, int]:
-    try:
-        ports: dict[str, int] = json.loads((settings.state_dir / PORTS).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return ports
-
-
-def _bind(listen: str, before: int | None, bind: Callable[[str], int]) -> int:
-    """Bind a port; where the settings say 0, first try the last run's, so that members find the aggregator again."""
-    host, port = split_address(listen)
-    wanted = [port] if port else [*([before] if before else []), 0]
-    for one in wanted:
-        try:
-            return bind(join_address(host, one or 0))
-        except (RuntimeError, ConfigError) as error:
-            if one == wanted[-1]:
-                raise ConfigError(
-                    f"cannot listen on {join_address(host, one or 0)}; is it taken by another program?"
-                ) from error
-    raise AssertionError("there is always a last one")

@@ -17,6 +17,10 @@ class Metrics:
     errors         calls that failed, by `kind`, the error's class
     sites          sites connected now; the server sets its function
     stage_seconds  from opening a stage to its merge, by `stage`
+    runs           training runs, by `state`; the server sets its functions
+    rounds         of training that counted
+    round_seconds  that such a round took
+    training_up    whether the SuperLink answers and the trainer is there, by `process`
     """
 
     registry: CollectorRegistry
@@ -26,6 +30,10 @@ class Metrics:
     errors: Counter
     sites: Gauge
     stage_seconds: Histogram
+    runs: Gauge
+    rounds: Counter
+    round_seconds: Histogram
+    training_up: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -44,6 +52,17 @@ def make_metrics() -> Metrics:
             ["stage"],
             buckets=(1, 10, 60, 600, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600),
             registry=registry,
+        ),
+        runs=Gauge("cairn_runs", "Training runs, by state.", ["state"], registry=registry),
+        rounds=Counter("cairn_rounds", "Rounds of training that counted.", registry=registry),
+        round_seconds=Histogram(
+            "cairn_round_seconds",
+            "Seconds that a round of training took.",
+            buckets=(1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600),
+            registry=registry,
+        ),
+        training_up=Gauge(
+            "cairn_training_up", "Whether a process of training is there.", ["process"], registry=registry
         ),
     )
 

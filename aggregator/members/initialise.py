@@ -56,6 +56,12 @@ pki_dir = "pki"
 [limits]
 # threads = 256            # calls open at once; every connected site holds one or two
 # failed_enrolments = 10   # from one address within a minute
+
+# With this section the sites can train together: a Flower SuperLink runs beside the aggregator, on a port of its own
+# that the sites must reach. Needs cairn-federation[train].
+{training}
+{superlink_listen}
+# superlink_address = "cairn.example.org:8446"   # when that is not the first address's host with this port
 """
 
 
@@ -71,6 +77,7 @@ def initialise(
     dashboard_listen: str | None = None,
     database: str | None = None,
     blobs: str | None = None,
+    training: bool = False,
 ) -> AggregatorSettings:
     """Make everything that `serve` needs. Raises ConfigError when something is there already; then nothing changes."""
     for name in (FILE, "pki", "operator", "cairn.db"):
@@ -90,7 +97,12 @@ def initialise(
         with write_atomically(folder / FILE) as file:
             file.write(
                 _settings_text(
-                    federation, addresses, (listen, enrolment_listen, dashboard_listen), database, blobs
+                    federation,
+                    addresses,
+                    (listen, enrolment_listen, dashboard_listen),
+                    database,
+                    blobs,
+                    training=training,
                 ).encode()
             )
         settings = load_settings(folder / FILE)
@@ -142,14 +154,16 @@ def _settings_text(
     listens: tuple[str | None, str | None, str | None],
     database: str | None,
     blobs: str | None,
+    *,
+    training: bool,
 ) -> str:
     try:
         host, port = split_address(addresses[0])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     port = DEFAULT_PORT if port is None else port
-    if port > 65533:
-        raise ConfigError(f"port {port} leaves no room for the two ports after it; name all three with --listen …")
+    if port > 65532:
+        raise ConfigError(f"port {port} leaves no room for the three ports after it; name them with --listen …")
     bind = host if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - sites come from outside
     defaults = (
         join_address(bind, port),
@@ -168,4 +182,6 @@ def _settings_text(
         dashboard_listen=chosen[2],
         database=f'database = "{database}"' if database else '# database = "postgresql+psycopg://cairn@host/cairn"',
         blobs=f'blobs = "{blobs}"' if blobs else '# blobs = "s3://bucket/prefix"',
+        training="[training]" if training else "# [training]",
+        superlink_listen=f'{"" if training else "# "}superlink_listen = "{join_address(bind, port and port + 3)}"',
     )

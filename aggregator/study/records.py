@@ -27,6 +27,13 @@ def find_study(session: Session, name: str) -> tables.Study:
     return study
 
 
+def check_name(session: Session, name: str) -> None:
+    """Refuse the name of a study or a run that is there already: their names share a namespace. Raises StudyError."""
+    for table, what in ((tables.Study, "study"), (tables.Run, "run")):
+        if session.get(table, name) is not None:
+            raise StudyError(f"there is a {what} {name} already; choose another name")
+
+
 def find_plan(session: Session, study: str, stage: str, window: int) -> tables.Plan:
     """Read the plan of a stage and window. Raises StudyError when it was not published."""
     plan = session.scalars(select(tables.Plan).filter_by(study=study, stage=stage, window=window)).one_or_none()

@@ -46,8 +46,7 @@ class StudiesService(operations_pb2_grpc.StudiesServicer):
         spec, now = read_spec(request.spec), self._now()
         plan = studies.moments_plan(spec)
         with database.writing(self._engine) as session:
-            if session.get(tables.Study, spec.name) is not None:
-                raise StudyError(f"there is a study {spec.name} already; choose another name")
+            records.check_name(session, spec.name)
             session.add(
                 tables.Study(
                     name=spec.name,

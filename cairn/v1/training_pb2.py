@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61irn/v1/training.proto\x12\x08\x63\x61irn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x02\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12@\n\x10strategy_options\x18\x05 \x03(\x0b\x32&.cairn.v1.RunSpec.StrategyOptionsEntry\x12\x11\n\tmin_sites\x18\x06 \x01(\r\x12\x31\n\x0eround_deadline\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x65valuate_every\x18\x08 \x01(\r\x12\x10\n\x08patience\x18\t \x01(\r\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x15\n\rsettings_json\x18\x0b \x01(\t\x1a\x36\n\x14StrategyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x99\x01\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12+\n\x07\x63reated\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xd5\x01\n\x05Round\x12\r\n\x05round\x18\x01 \x01(\r\x12)\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\"\n\x05sites\x18\x04 \x03(\x0b\x32\x13.cairn.v1.SiteRound\x12-\n\x07metrics\x18\x05 \x03(\x0b\x32\x1c.cairn.v1.Round.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\tSiteRound\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x31\n\x07metrics\x18\x04 \x03(\x0b\x32 .cairn.v1.SiteRound.MetricsEntry\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x10\x43reateRunRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.cairn.v1.RunSpec\"\x13\n\x11\x43reateRunResponse\"\x11\n\x0fListRunsRequest\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.cairn.v1.RunSummary\"\x1e\n\x0eShowRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"z\n\x0fShowRunResponse\x12%\n\x07summary\x18\x01 \x01(\x0b\x32\x14.cairn.v1.RunSummary\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.cairn.v1.RunSpec\x12\x1f\n\x06rounds\x18\x03 \x03(\x0b\x32\x0f.cairn.v1.Round\"\x1e\n\x0eStopRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x11\n\x0fStopRunResponse\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11ResumeRunResponse\"=\n\x0eReadLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"U\n\x0fReadLogResponse\x12\x0c\n\x04line\x18\x01 \x01(\r\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x03 \x01(\t\"5\n\x16\x46\x65tchCheckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\'\n\x17\x46\x65tchCheckpointResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x11\n\x0f\x43laimRunRequest\"B\n\x10\x43laimRunResponse\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.cairn.v1.RunSpec\x12\r\n\x05round\x18\x02 \x01(\r\"\x12\n\x10ListNodesRequest\":\n\x11ListNodesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.cairn.v1.TrainingNode\"J\n\x0cTrainingNode\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x19\n\x11supernode_key_pem\x18\x02 \x01(\x0c\x12\x11\n\tconnected\x18\x03 \x01(\x08\"Q\n\x14PublishReplayRequest\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12+\n\x08open_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15PublishReplayResponse\"e\n\x12MergeReplayRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\r\n\x05sites\x18\x02 \x03(\t\x12+\n\x08patience\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x13MergeReplayResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"m\n\x10ReportRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x05round\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Round\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\r\n\x05\x65nded\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"!\n\x11ReportRunResponse\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x32\xf1\x03\n\x04Runs\x12\x44\n\tCreateRun\x12\x1a.cairn.v1.CreateRunRequest\x1a\x1b.cairn.v1.CreateRunResponse\x12\x41\n\x08ListRuns\x12\x19.cairn.v1.ListRunsRequest\x1a\x1a.cairn.v1.ListRunsResponse\x12>\n\x07ShowRun\x12\x18.cairn.v1.ShowRunRequest\x1a\x19.cairn.v1.ShowRunResponse\x12>\n\x07StopRun\x12\x18.cairn.v1.StopRunRequest\x1a\x19.cairn.v1.StopRunResponse\x12\x44\n\tResumeRun\x12\x1a.cairn.v1.ResumeRunRequest\x1a\x1b.cairn.v1.ResumeRunResponse\x12@\n\x07ReadLog\x12\x18.cairn.v1.ReadLogRequest\x1a\x19.cairn.v1.ReadLogResponse0\x01\x12X\n\x0f\x46\x65tchCheckpoint\x12 .cairn.v1.FetchCheckpointRequest\x1a!.cairn.v1.FetchCheckpointResponse0\x01\x32\xf9\x02\n\x08Training\x12\x41\n\x08\x43laimRun\x12\x19.cairn.v1.ClaimRunRequest\x1a\x1a.cairn.v1.ClaimRunResponse\x12\x44\n\tListNodes\x12\x1a.cairn.v1.ListNodesRequest\x1a\x1b.cairn.v1.ListNodesResponse\x12P\n\rPublishReplay\x12\x1e.cairn.v1.PublishReplayRequest\x1a\x1f.cairn.v1.PublishReplayResponse\x12L\n\x0bMergeReplay\x12\x1c.cairn.v1.MergeReplayRequest\x1a\x1d.cairn.v1.MergeReplayResponse0\x01\x12\x44\n\tReportRun\x12\x1a.cairn.v1.ReportRunRequest\x1a\x1b.cairn.v1.ReportRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61irn/v1/training.proto\x12\x08\x63\x61irn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x02\n\x07RunSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x10\n\x08strategy\x18\x04 \x01(\t\x12@\n\x10strategy_options\x18\x05 \x03(\x0b\x32&.cairn.v1.RunSpec.StrategyOptionsEntry\x12\x11\n\tmin_sites\x18\x06 \x01(\r\x12\x31\n\x0eround_deadline\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x65valuate_every\x18\x08 \x01(\r\x12\x10\n\x08patience\x18\t \x01(\r\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x15\n\rsettings_json\x18\x0b \x01(\t\x1a\x36\n\x14StrategyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x99\x01\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12+\n\x07\x63reated\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xd5\x01\n\x05Round\x12\r\n\x05round\x18\x01 \x01(\r\x12)\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\"\n\x05sites\x18\x04 \x03(\x0b\x32\x13.cairn.v1.SiteRound\x12-\n\x07metrics\x18\x05 \x03(\x0b\x32\x1c.cairn.v1.Round.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\tSiteRound\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x31\n\x07metrics\x18\x04 \x03(\x0b\x32 .cairn.v1.SiteRound.MetricsEntry\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x10\x43reateRunRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.cairn.v1.RunSpec\"\x13\n\x11\x43reateRunResponse\"\x11\n\x0fListRunsRequest\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.cairn.v1.RunSummary\"-\n\x0eShowRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\r\"\x88\x01\n\x0fShowRunResponse\x12%\n\x07summary\x18\x01 \x01(\x0b\x32\x14.cairn.v1.RunSummary\x12\x1f\n\x04spec\x18\x02 \x01(\x0b\x32\x11.cairn.v1.RunSpec\x12\x1f\n\x06rounds\x18\x03 \x03(\x0b\x32\x0f.cairn.v1.Round\x12\x0c\n\x04more\x18\x04 \x01(\x08\"\x1e\n\x0eStopRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x11\n\x0fStopRunResponse\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11ResumeRunResponse\"=\n\x0eReadLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"U\n\x0fReadLogResponse\x12\x0c\n\x04line\x18\x01 \x01(\r\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x03 \x01(\t\"5\n\x16\x46\x65tchCheckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\'\n\x17\x46\x65tchCheckpointResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x11\n\x0f\x43laimRunRequest\"B\n\x10\x43laimRunResponse\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.cairn.v1.RunSpec\x12\r\n\x05round\x18\x02 \x01(\r\"\x12\n\x10ListNodesRequest\":\n\x11ListNodesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.cairn.v1.TrainingNode\"J\n\x0cTrainingNode\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x19\n\x11supernode_key_pem\x18\x02 \x01(\x0c\x12\x11\n\tconnected\x18\x03 \x01(\x08\"Q\n\x14PublishReplayRequest\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12+\n\x08open_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15PublishReplayResponse\"e\n\x12MergeReplayRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\r\n\x05sites\x18\x02 \x03(\t\x12+\n\x08patience\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x13MergeReplayResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"m\n\x10ReportRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x05round\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Round\x12\x0b\n\x03log\x18\x03 \x01(\t\x12\r\n\x05\x65nded\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"!\n\x11ReportRunResponse\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x32\xf1\x03\n\x04Runs\x12\x44\n\tCreateRun\x12\x1a.cairn.v1.CreateRunRequest\x1a\x1b.cairn.v1.CreateRunResponse\x12\x41\n\x08ListRuns\x12\x19.cairn.v1.ListRunsRequest\x1a\x1a.cairn.v1.ListRunsResponse\x12>\n\x07ShowRun\x12\x18.cairn.v1.ShowRunRequest\x1a\x19.cairn.v1.ShowRunResponse\x12>\n\x07StopRun\x12\x18.cairn.v1.StopRunRequest\x1a\x19.cairn.v1.StopRunResponse\x12\x44\n\tResumeRun\x12\x1a.cairn.v1.ResumeRunRequest\x1a\x1b.cairn.v1.ResumeRunResponse\x12@\n\x07ReadLog\x12\x18.cairn.v1.ReadLogRequest\x1a\x19.cairn.v1.ReadLogResponse0\x01\x12X\n\x0f\x46\x65tchCheckpoint\x12 .cairn.v1.FetchCheckpointRequest\x1a!.cairn.v1.FetchCheckpointResponse0\x01\x32\xf9\x02\n\x08Training\x12\x41\n\x08\x43laimRun\x12\x19.cairn.v1.ClaimRunRequest\x1a\x1a.cairn.v1.ClaimRunResponse\x12\x44\n\tListNodes\x12\x1a.cairn.v1.ListNodesRequest\x1a\x1b.cairn.v1.ListNodesResponse\x12P\n\rPublishReplay\x12\x1e.cairn.v1.PublishReplayRequest\x1a\x1f.cairn.v1.PublishReplayResponse\x12L\n\x0bMergeReplay\x12\x1c.cairn.v1.MergeReplayRequest\x1a\x1d.cairn.v1.MergeReplayResponse0\x01\x12\x44\n\tReportRun\x12\x1a.cairn.v1.ReportRunRequest\x1a\x1b.cairn.v1.ReportRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,49 +62,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSRESPONSE']._serialized_start=1090
   _globals['_LISTRUNSRESPONSE']._serialized_end=1144
   _globals['_SHOWRUNREQUEST']._serialized_start=1146
-  _globals['_SHOWRUNREQUEST']._serialized_end=1176
-  _globals['_SHOWRUNRESPONSE']._serialized_start=1178
-  _globals['_SHOWRUNRESPONSE']._serialized_end=1300
-  _globals['_STOPRUNREQUEST']._serialized_start=1302
-  _globals['_STOPRUNREQUEST']._serialized_end=1332
-  _globals['_STOPRUNRESPONSE']._serialized_start=1334
-  _globals['_STOPRUNRESPONSE']._serialized_end=1351
-  _globals['_RESUMERUNREQUEST']._serialized_start=1353
-  _globals['_RESUMERUNREQUEST']._serialized_end=1385
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1387
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1406
-  _globals['_READLOGREQUEST']._serialized_start=1408
-  _globals['_READLOGREQUEST']._serialized_end=1469
-  _globals['_READLOGRESPONSE']._serialized_start=1471
-  _globals['_READLOGRESPONSE']._serialized_end=1556
-  _globals['_FETCHCHECKPOINTREQUEST']._serialized_start=1558
-  _globals['_FETCHCHECKPOINTREQUEST']._serialized_end=1611
-  _globals['_FETCHCHECKPOINTRESPONSE']._serialized_start=1613
-  _globals['_FETCHCHECKPOINTRESPONSE']._serialized_end=1652
-  _globals['_CLAIMRUNREQUEST']._serialized_start=1654
-  _globals['_CLAIMRUNREQUEST']._serialized_end=1671
-  _globals['_CLAIMRUNRESPONSE']._serialized_start=1673
-  _globals['_CLAIMRUNRESPONSE']._serialized_end=1739
-  _globals['_LISTNODESREQUEST']._serialized_start=1741
-  _globals['_LISTNODESREQUEST']._serialized_end=1759
-  _globals['_LISTNODESRESPONSE']._serialized_start=1761
-  _globals['_LISTNODESRESPONSE']._serialized_end=1819
-  _globals['_TRAININGNODE']._serialized_start=1821
-  _globals['_TRAININGNODE']._serialized_end=1895
-  _globals['_PUBLISHREPLAYREQUEST']._serialized_start=1897
-  _globals['_PUBLISHREPLAYREQUEST']._serialized_end=1978
-  _globals['_PUBLISHREPLAYRESPONSE']._serialized_start=1980
-  _globals['_PUBLISHREPLAYRESPONSE']._serialized_end=2003
-  _globals['_MERGEREPLAYREQUEST']._serialized_start=2005
-  _globals['_MERGEREPLAYREQUEST']._serialized_end=2106
-  _globals['_MERGEREPLAYRESPONSE']._serialized_start=2108
-  _globals['_MERGEREPLAYRESPONSE']._serialized_end=2143
-  _globals['_REPORTRUNREQUEST']._serialized_start=2145
-  _globals['_REPORTRUNREQUEST']._serialized_end=2254
-  _globals['_REPORTRUNRESPONSE']._serialized_start=2256
-  _globals['_REPORTRUNRESPONSE']._serialized_end=2289
-  _globals['_RUNS']._serialized_start=2292
-  _globals['_RUNS']._serialized_end=2789
-  _globals['_TRAINING']._serialized_start=2792
-  _globals['_TRAINING']._serialized_end=3169
+  _globals['_SHOWRUNREQUEST']._serialized_end=1191
+  _globals['_SHOWRUNRESPONSE']._serialized_start=1194
+  _globals['_SHOWRUNRESPONSE']._serialized_end=1330
+  _globals['_STOPRUNREQUEST']._serialized_start=1332
+  _globals['_STOPRUNREQUEST']._serialized_end=1362
+  _globals['_STOPRUNRESPONSE']._serialized_start=1364
+  _globals['_STOPRUNRESPONSE']._serialized_end=1381
+  _globals['_RESUMERUNREQUEST']._serialized_start=1383
+  _globals['_RESUMERUNREQUEST']._serialized_end=1415
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1417
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1436
+  _globals['_READLOGREQUEST']._serialized_start=1438
+  _globals['_READLOGREQUEST']._serialized_end=1499
+  _globals['_READLOGRESPONSE']._serialized_start=1501
+  _globals['_READLOGRESPONSE']._serialized_end=1586
+  _globals['_FETCHCHECKPOINTREQUEST']._serialized_start=1588
+  _globals['_FETCHCHECKPOINTREQUEST']._serialized_end=1641
+  _globals['_FETCHCHECKPOINTRESPONSE']._serialized_start=1643
+  _globals['_FETCHCHECKPOINTRESPONSE']._serialized_end=1682
+  _globals['_CLAIMRUNREQUEST']._serialized_start=1684
+  _globals['_CLAIMRUNREQUEST']._serialized_end=1701
+  _globals['_CLAIMRUNRESPONSE']._serialized_start=1703
+  _globals['_CLAIMRUNRESPONSE']._serialized_end=1769
+  _globals['_LISTNODESREQUEST']._serialized_start=1771
+  _globals['_LISTNODESREQUEST']._serialized_end=1789
+  _globals['_LISTNODESRESPONSE']._serialized_start=1791
+  _globals['_LISTNODESRESPONSE']._serialized_end=1849
+  _globals['_TRAININGNODE']._serialized_start=1851
+  _globals['_TRAININGNODE']._serialized_end=1925
+  _globals['_PUBLISHREPLAYREQUEST']._serialized_start=1927
+  _globals['_PUBLISHREPLAYREQUEST']._serialized_end=2008
+  _globals['_PUBLISHREPLAYRESPONSE']._serialized_start=2010
+  _globals['_PUBLISHREPLAYRESPONSE']._serialized_end=2033
+  _globals['_MERGEREPLAYREQUEST']._serialized_start=2035
+  _globals['_MERGEREPLAYREQUEST']._serialized_end=2136
+  _globals['_MERGEREPLAYRESPONSE']._serialized_start=2138
+  _globals['_MERGEREPLAYRESPONSE']._serialized_end=2173
+  _globals['_REPORTRUNREQUEST']._serialized_start=2175
+  _globals['_REPORTRUNREQUEST']._serialized_end=2284
+  _globals['_REPORTRUNRESPONSE']._serialized_start=2286
+  _globals['_REPORTRUNRESPONSE']._serialized_end=2319
+  _globals['_RUNS']._serialized_start=2322
+  _globals['_RUNS']._serialized_end=2819
+  _globals['_TRAINING']._serialized_start=2822
+  _globals['_TRAINING']._serialized_end=3199
 # @@protoc_insertion_point(module_scope)

@@ -330,15 +330,19 @@ class ShowRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    after: _builtins.int
+    """Rounds after this one only."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,22 +355,28 @@ class ShowRunResponse(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more rounds; ask again after the last one."""
     @_builtins.property
     def summary(self) -> Global___RunSummary: ...
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
     @_builtins.property
-    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]: ...
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]:
+        """Rising. When they would make too large a message, as many as fit."""
+
     def __init__(
         self,
         *,
         summary: Global___RunSummary | None = ...,
         spec: Global___RunSpec | None = ...,
         rounds: _abc.Iterable[Global___Round] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds", b"rounds", "spec", b"spec", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "rounds", b"rounds", "spec", b"spec", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

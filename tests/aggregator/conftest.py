@@ -154,12 +154,15 @@ class Running:
 
 @pytest.fixture
 def start_aggregator(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Running]]:
-    """Return a function that founds a federation (`database=URL` if it should not be SQLite) and starts it."""
+    """Return a function that founds a federation (`database=URL` if it should not be SQLite) and starts it.
+
+    training  whether it has a SuperLink and a trainer, as processes
+    """
     running: list[Running] = []
 
-    def start(database: str | None = None) -> Running:
+    def start(database: str | None = None, *, training: bool = False) -> Running:
         folder = tmp_path / f"aggregator{len(running)}"
-        initialise(folder, "tissue", ["127.0.0.1:0"], clock(), database=database)
+        initialise(folder, "tissue", ["127.0.0.1:0"], clock(), database=database, training=training)
         log = StringIO()
         aggregator = Aggregator(load_settings(folder / "aggregator.toml"), make_log(log), clock)
         aggregator.start()

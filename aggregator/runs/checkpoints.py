@@ -1,0 +1,59 @@
+"""Where the trainer keeps a run's weights, as others read them: <folder>/<run>/round-000012/weights.safetensors."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cairn.errors import StudyError
+
+PREFIX = "round-"
+WEIGHTS = "weights.safetensors"
+STATE = "state.json"
+TRIES = 3  # the trainer deletes old folders while one is looked for
+
+
+@contextmanager
+def open_weights(folder: Path, run: str, number: int) -> Iterator[BinaryIO]:
+    """Open the weights of a round; of round 0: those of the best by validation if there was one, else the last.
+
+    folder  of all runs
+    run     a name that is known to be one
+    Raises StudyError when there is no such checkpoint.
+    """
+    for _ in range(TRIES):
+        found = _rounds(folder / run)
+        wanted = number or _best(folder / run, found)
+        if wanted not in found:
+            break
+        try:
+            file = (_place(folder / run, wanted) / WEIGHTS).open("rb")
+        except FileNotFoundError:
+            continue
+        with file:
+            yield file
+        return
+    kept = ", ".join(map(str, _rounds(folder / run)))
+    if not kept:
+        raise StudyError(f"{run} has no checkpoint yet; the first is there after its first round")
+    raise StudyError(f"{run} keeps no checkpoint of round {number}; it keeps those of {kept}")
+
+
+def _rounds(folder: Path) -> list[int]:
+    found = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
+def _best(folder: Path, rounds: list[int]) -> int:
+    if not rounds:
+        return 0
+    try:
+        best = json.loads((_place(folder, rounds[-1]) / STATE).read_bytes()).get("best_round")
+    except (OSError, ValueError, AttributeError):
+        best = None
+    return best if best in rounds else rounds[-1]
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"{PREFIX}{number:06d}"

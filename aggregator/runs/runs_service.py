@@ -1,0 +1,180 @@
+"""The service by which researchers start, watch, stop and resume runs, and take their weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Engine, select
+
+from aggregator import database, tables
+from aggregator.runs import records
+from aggregator.runs.bell import Bell
+from aggregator.runs.checkpoints import open_weights
+from cairn.errors import TrainingError
+from cairn.rpc import caller
+from cairn.run import RunSpec, read_run, run_message
+from cairn.v1 import training_pb2, training_pb2_grpc
+
+CHUNK = 1 << 20
+ROUNDS_BYTES = 4 << 20  # of rounds in one message; one of a thousand sites is far smaller
+PAGE = 200  # rounds or lines read at once
+FOLLOW_S = 3600.0  # between two looks that nothing but time has caused
+
+
+class RunsService(training_pb2_grpc.RunsServicer):
+    """cairn.v1.Runs, for operators.
+
+    folder  of the checkpoints
+    bell    rung when a run has changed
+    trains  whether this aggregator has a trainer
+    """
+
+    def __init__(self, engine: Engine, folder: Path, bell: Bell, now: Callable[[], datetime], *, trains: bool) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._bell = bell
+        self._now = now
+        self._trains = trains
+
+    def CreateRun(  # noqa: N802 - the name in the proto
+        self, request: training_pb2.CreateRunRequest, context: grpc.ServicerContext
+    ) -> training_pb2.CreateRunResponse:
+        """Put a run into the queue."""
+        self._check_trains()
+        spec = read_run(request.spec)
+        with database.writing(self._engine) as session:
+            records.create(session, spec, _actor(context), self._now())
+        self._bell.ring()
+        return training_pb2.CreateRunResponse()
+
+    def ListRuns(  # noqa: N802
+        self,
+        request: training_pb2.ListRunsRequest,  # noqa: ARG002 - gRPC's signature
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+    ) -> training_pb2.ListRunsResponse:
+        """List all runs, the newest first."""
+        with database.reading(self._engine) as session:
+            rows = session.scalars(select(tables.Run).order_by(tables.Run.created_at.desc(), tables.Run.name))
+            return training_pb2.ListRunsResponse(runs=[_summary(row) for row in rows])
+
+    def ShowRun(  # noqa: N802
+        self,
+        request: training_pb2.ShowRunRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+    ) -> training_pb2.ShowRunResponse:
+        """Show a run and its rounds."""
+        with database.reading(self._engine) as session:
+            run = records.find_run(session, request.name)
+            answer = training_pb2.ShowRunResponse(
+                summary=_summary(run), spec=run_message(RunSpec.model_validate(run.spec))
+            )
+            size = 0
+            query = select(tables.RunRound).filter_by(run=run.name).where(tables.RunRound.round > request.after)
+            for row in session.scalars(query.order_by(tables.RunRound.round).execution_options(yield_per=PAGE)):
+                shown = _round(row)
+                size += shown.ByteSize()
+                if size > ROUNDS_BYTES and answer.rounds:
+                    answer.more = True
+                    break
+                answer.rounds.append(shown)
+        return answer
+
+    def StopRun(  # noqa: N802
+        self, request: training_pb2.StopRunRequest, context: grpc.ServicerContext
+    ) -> training_pb2.StopRunResponse:
+        """End a run after its round."""
+        with database.writing(self._engine) as session:
+            records.stop(session, request.name, _actor(context), self._now())
+        self._bell.ring()
+        return training_pb2.StopRunResponse()
+
+    def ResumeRun(  # noqa: N802
+        self, request: training_pb2.ResumeRunRequest, context: grpc.ServicerContext
+    ) -> training_pb2.ResumeRunResponse:
+        """Put a run that ended early back into the queue."""
+        self._check_trains()
+        with database.writing(self._engine) as session:
+            records.resume(session, request.name, _actor(context), self._now())
+        self._bell.ring()
+        return training_pb2.ResumeRunResponse()
+
+    def ReadLog(  # noqa: N802
+        self, request: training_pb2.ReadLogRequest, context: grpc.ServicerContext
+    ) -> Iterator[training_pb2.ReadLogResponse]:
+        """Stream the log, with `follow` until the run ends."""
+        context.add_callback(self._bell.ring)
+        after = request.after
+        while True:
+            lines, over = self._lines(request.name, after)
+            for row in lines:
+                yield training_pb2.ReadLogResponse(line=row.line, at=_timestamp(row.at), text=row.text)
+                after = row.line
+            if lines:
+                continue
+            if over or not request.follow or self._bell.stopped or not context.is_active():
+                return
+            self._bell.wait_until(lambda: self._more(request.name, after), FOLLOW_S, context.is_active)  # noqa: B023 - waits here
+
+    def FetchCheckpoint(  # noqa: N802
+        self,
+        request: training_pb2.FetchCheckpointRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+    ) -> Iterator[training_pb2.FetchCheckpointResponse]:
+        """Stream the weights of a round."""
+        with database.reading(self._engine) as session:
+            name = records.find_run(session, request.name).name
+        with open_weights(self._folder, name, request.round) as file:
+            while data := file.read(CHUNK):
+                yield training_pb2.FetchCheckpointResponse(data=data)
+
+    def _check_trains(self) -> None:
+        if not self._trains:
+            raise TrainingError(
+                "this aggregator has no trainer; its operator sets one up with [training] in aggregator.toml"
+            )
+
+    def _lines(self, name: str, after: int) -> tuple[Sequence[tables.RunLog], bool]:
+        with database.reading(self._engine) as session:
+            # Looked at before the lines: what had ended then has no more of them.
+            over = records.find_run(session, name).state in records.ENDED
+            query = select(tables.RunLog).filter_by(run=name).where(tables.RunLog.line > after)
+            return session.scalars(query.order_by(tables.RunLog.line).limit(PAGE)).all(), over
+
+    def _more(self, name: str, after: int) -> bool:
+        lines, over = self._lines(name, after)
+        return over or bool(lines)
+
+
+def _summary(run: tables.Run) -> training_pb2.RunSummary:
+    return training_pb2.RunSummary(
+        name=run.name,
+        algorithm=run.spec["algorithm"],
+        state=run.state,
+        round=run.round,
+        rounds=run.spec["rounds"],
+        created=_timestamp(run.created_at),
+        message=run.message,
+    )
+
+
+def _round(row: tables.RunRound) -> training_pb2.Round:
+    return training_pb2.Round(
+        round=row.round,
+        ended=_timestamp(row.ended_at),
+        seconds=row.seconds,
+        metrics=row.metrics,
+        sites=[training_pb2.SiteRound(**site) for site in row.sites],
+    )
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _actor(context: grpc.ServicerContext) -> str:
+    identity = caller(context).identity
+    return f"{identity.role}/{identity.name}"
