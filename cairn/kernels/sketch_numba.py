@@ -1,7 +1,8 @@
 """The sketch on the CPU: the definition of `cairn.kernels.sketch_numpy`, bit for bit, at the speed of memory.
 
-Three things make it fast: equal keys meet in a front cache before they reach a table; hashes are made in blocks that
-the compiler turns into vector code; and a row is updated for a whole batch before the next, so that it stays in cache.
+Three things make it fast: equal keys meet in a front cache before they reach a table, probed without a branch and
+fetched ahead; hashes are made in blocks that the compiler turns into vector code; and a row is updated for a whole
+batch before the next, so that it stays in cache.
 Nothing holds the interpreter's lock, so two threads with tables of their own run at once.
 """
 
@@ -10,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir  # type: ignore[import-untyped]  # comes with numba
+from numba import njit, types
+from numba.extending import intrinsic
 
 from cairn.hashing import MIX_MULTIPLIERS, MIX_SHIFTS, Keys, RowSeeds
 from cairn.kernels.sketch_numpy import Counts, Table
 
-AHEAD = 64  # keys whose cache words are fetched together before any is changed
+AHEAD = np.uint64(64)  # keys whose cache words are fetched together before any is changed
+LANES = np.uint64(4)  # equal neighbours are added this far apart, so that none waits for the other's word
 BLOCK = 2048  # keys whose columns are found at once; their scratch stays in the L1 or L2 cache
 SCRAMBLE = np.uint64(0x9E3779B97F4A7C15)  # 2^64/φ, odd (Fibonacci hashing, Knuth 6.4)
 UNSCRAMBLE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 
-_U1 = np.uint64(1)
+_U0, _U1 = np.uint64(0), np.uint64(1)
 _U32 = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _S1, _S2, _S3 = (np.uint64(shift) for shift in MIX_SHIFTS)
@@ -57,7 +61,7 @@ def combine(
     be stored, and their place holds the count. A full count, like a key that meets another in its slot, is emitted.
     """
     if counts is None:
-        taken, emitted, _ = _combine(keys, shift, cache, np.uint64(skip), out_keys, out_counts)
+        taken, emitted = _combine(keys, shift, cache, np.uint64(skip), out_keys, out_counts)
     else:
         taken, emitted = _combine_pairs(keys, counts, shift, cache, np.uint64(skip), out_keys, out_counts)
     return int(taken), int(emitted)
@@ -87,6 +91,22 @@ def _scramble(key: np.uint64) -> np.uint64:
 def _unscramble(word: np.uint64) -> np.uint64:
     x = word ^ (word >> _U32)
     return x * UNSCRAMBLE
+
+
+@intrinsic
+def _prefetch(_: Any, array: Any, index: Any) -> Any:
+    """Fetch array[index] into the first-level cache, to be written; the program does not wait for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        at = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [at.type, word, word, word])
+        to_write, keep, of_data = word(1), word(3), word(1)
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", fnty=kind), [at, to_write, keep, of_data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
 
 
 @_jit
@@ -188,36 +208,36 @@ def _comparators(depth: int) -> npt.NDArray[np.int64]:
 @_jit
 def _combine(
     keys: Keys, shift: int, cache: Keys, skip: np.uint64, out_keys: Keys, out_counts: Counts
-) -> tuple[int, int, np.uint64]:
+) -> tuple[int, int]:
     mask = np.uint64(len(cache) - 1)
     cut = np.uint64(shift)
+    n, room = np.uint64(len(keys)), np.uint64(len(out_keys))
     words = np.empty(AHEAD, np.uint64)
-    emitted = taken = 0
-    touched = np.uint64(0)  # returned, so that the compiler keeps the reading ahead
-    while taken < len(keys) and emitted < len(out_keys):
-        m = min(AHEAD, len(keys) - taken, len(out_keys) - emitted)
-        wanted = 0
+    taken = emitted = _U0
+    while taken < n and emitted < room:
+        m = min(AHEAD, n - taken, room - emitted)
+        wanted = _U0
         for i in range(taken, taken + m):
-            x = _scramble(keys[i] >> cut)
+            key = keys[i]
+            x = _scramble(key >> cut)
             words[wanted] = x
-            wanted += 1 if keys[i] != skip else 0
-            touched += cache[x & mask]
-        for i in range(wanted):
-            x = words[i]
-            at = x & mask
-            word = cache[at]
-            if (word ^ x) <= mask and (word & mask) != mask:
-                cache[at] = word + _U1
-            else:
-                if word & mask:
-                    out_keys[emitted] = word & ~mask | at
-                    out_counts[emitted] = np.int64(word & mask)
-                    emitted += 1
-                cache[at] = x & ~mask | _U1
+            wanted += np.uint64(key != skip)
+            _prefetch(cache, x & mask)
+        for lane in range(LANES):
+            for i in range(lane, wanted, LANES):
+                at, tag = words[i] & mask, words[i] & ~mask
+                word = cache[at]
+                out_keys[emitted], out_counts[emitted] = word, np.int64(at)  # to stay unless it is a hit
+                hit = (word ^ tag) < mask  # then it is the count: the same key, with room for one more
+                cache[at] = (word if hit else tag) + _U1
+                emitted += np.uint64(not hit)
         taken += m
+    kept = _U0
     for i in range(emitted):
-        out_keys[i] = _unscramble(out_keys[i])
-    return taken, emitted, touched
+        word, at = out_keys[i], np.uint64(out_counts[i])
+        out_keys[kept], out_counts[kept] = _unscramble(word & ~mask | at), np.int64(word & mask)
+        kept += np.uint64(word != _U0)  # not what was in an empty slot
+    return int(taken), int(kept)
 
 
 @_jit
@@ -226,30 +246,30 @@ def _combine_pairs(
 ) -> tuple[int, int]:
     mask = np.uint64(len(cache) - 1)
     cut = np.uint64(shift)
-    emitted = taken = 0
-    while taken < len(keys) and emitted < len(out_keys):
-        key, count = keys[taken], np.uint64(counts[taken])
-        taken += 1
-        if key == skip:
-            continue
-        x = _scramble(key >> cut)
-        at = x & mask
-        word = cache[at]
-        if count > mask:  # more than a word can hold
-            out_keys[emitted] = x
-            out_counts[emitted] = np.int64(count)
-            emitted += 1
-        elif (word ^ x) <= mask and (word & mask) + count <= mask:
-            cache[at] = word + count
-        else:
-            if word & mask:
-                out_keys[emitted] = word & ~mask | at
-                out_counts[emitted] = np.int64(word & mask)
-                emitted += 1
-            cache[at] = x & ~mask | count
-    for i in range(emitted):
-        out_keys[i] = _unscramble(out_keys[i])
-    return taken, emitted
+    n, room = np.uint64(len(keys)), np.uint64(len(out_keys))
+    taken = emitted = _U0
+    while taken < n and emitted < room:
+        m = min(AHEAD, n - taken, room - emitted)
+        for i in range(taken, taken + m):
+            _prefetch(cache, _scramble(keys[i] >> cut) & mask)
+        for i in range(taken, taken + m):
+            key, count = keys[i], np.uint64(counts[i])
+            if key == skip:
+                continue
+            x = _scramble(key >> cut)
+            at, tag = x & mask, x & ~mask
+            word = cache[at]
+            if count > mask:  # more than a word can hold
+                out_keys[emitted], out_counts[emitted] = _unscramble(x), np.int64(count)
+                emitted += _U1
+            elif (word ^ tag) <= mask - count:
+                cache[at] = word + count
+            else:
+                out_keys[emitted], out_counts[emitted] = _unscramble(word & ~mask | at), np.int64(word & mask)
+                emitted += np.uint64(word != _U0)
+                cache[at] = tag + count
+        taken += m
+    return int(taken), int(emitted)
 
 
 @_jit
