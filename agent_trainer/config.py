@@ -25,6 +25,9 @@ class DqnConfig(BaseModel):
     start_margin: float = Field(
         0.2, ge=0, lt=0.5
     )  # of each side, where no search starts; rl-medical's inner three fifths
+    # A reward in mm is divided by this; 1 is the paper. Images with pixels of micrometres need about a pixel's size,
+    # or every reward would lie in one bin and on the flat side of Huber's loss.
+    reward_unit_mm: float = Field(1.0, gt=0)
     envs: int = Field(32, ge=1)  # searches that step at once; ours, for speed
 
     # the network: paper 1 §III and its figure 5 give four and four layers, not their sizes
@@ -64,7 +67,7 @@ class DqnConfig(BaseModel):
     beta_updates: int = Field(100_000, ge=1)  # updates over which it rises
     pool: tuple[int, ...] = (3, 3)  # cells a frame is averaged into, an axis; paper 1 figure 9 quantises, no numbers
     radix: int = Field(8, ge=2, le=256)  # values a cell is cut into
-    reward_edges: tuple[float, ...] = (-0.75, -0.25, 0.25, 0.75)  # mm, rising; between the bins of the reward
+    reward_edges: tuple[float, ...] = (-0.75, -0.25, 0.25, 0.75)  # reward units, rising; between the bins
     sketch_depth: int = Field(8, ge=1, le=64)
     sketch_width: int = Field(2**16, ge=2, le=2**26)
 

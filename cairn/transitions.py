@@ -34,11 +34,11 @@ def pool(frames: npt.NDArray[np.uint8], grid: Sequence[int]) -> Cells:
     box = frames.shape[2:]
     if len(grid) != len(box) or any(not 1 <= cells <= side for cells, side in zip(grid, box, strict=True)):
         raise PlanError(f"a grid of {tuple(grid)} cells does not fit a box of {box}")
-    sums = frames.sum(axis=1, dtype=np.uint64)
+    sums = frames[:, 0] if frames.shape[1] == 1 else frames.sum(axis=1, dtype=np.uint64)
     pixels = np.array([frames.shape[1]], np.uint64)
     for axis, (cells, side) in enumerate(zip(grid, box, strict=True)):
         edges = [i * side // cells for i in range(cells + 1)]
-        sums = np.add.reduceat(sums, edges[:-1], axis=axis + 1)
+        sums = np.add.reduceat(sums, edges[:-1], axis=axis + 1, dtype=np.uint64)
         pixels = np.multiply.outer(pixels, np.diff(edges).astype(np.uint64)).reshape(*pixels.shape, cells)
     pooled: Cells = (sums // pixels).reshape(len(frames), math.prod(grid)).astype(np.uint8)
     return pooled
