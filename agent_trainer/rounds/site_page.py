@@ -13,7 +13,7 @@ from agent_trainer.dqn import Learner
 from agent_trainer.evaluation import Trace, trace
 from agent_trainer.rounds.models import Model, Models
 from agent_trainer.scenes.scene import Scene
-from agent_trainer.scenes.sources import SceneSource, Scenes, load_scenes, scene_of
+from agent_trainer.scenes.sources import Scenes, SceneSource, load_scenes, scene_of
 from cairn.errors import CairnError, TrainingError
 
 SIDE = 1400  # pixels of a picture for the page; larger images are shown smaller

@@ -1,0 +1,115 @@
+"""What a site holds of a run between rounds: learner, replay and searches, and the loop that trains them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from agent_trainer.config import DqnConfig
+from agent_trainer.dqn import Learner
+from agent_trainer.environment import Searches
+from agent_trainer.replay import Replay
+from agent_trainer.scenes.sources import Scenes
+from cairn.errors import CairnError
+from cairn.files import write_atomically
+
+STATE: Final = "learner.pt"
+STEPS: Final = "progress.json"
+
+
+@dataclass
+class Sums:
+    """Sums over a round so far; `found` counts the episodes that ended at their landmark."""
+
+    updates: int = 0
+    loss: float = 0.0
+    steps: int = 0
+    reward: float = 0.0
+    episodes: int = 0
+    found: int = 0
+
+    def numbers(self) -> dict[str, float]:
+        """Say them as means; one that nothing is known of is left out."""
+        of_updates = {"loss": self.loss / self.updates} if self.updates else {}
+        of_steps = {"reward": self.reward / self.steps} if self.steps else {}
+        of_episodes = {"found": self.found / self.episodes} if self.episodes else {}
+        return {"updates": float(self.updates), "steps": float(self.steps), **of_updates, **of_steps, **of_episodes}
+
+
+class Practice:
+    """A run at this site; `train` goes on where it stopped.
+
+    folder  for the learner's state after each round, so that a restart keeps the optimiser and ε, and for frames
+    seed    of exploration, starts and draws
+    """
+
+    def __init__(self, scenes: Scenes, config: DqnConfig, seed: int, device: str, folder: Path) -> None:
+        self.scenes, self.config, self._folder = scenes, config, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rng = np.random.default_rng(seed)
+        self.learner = Learner(config, len(config.tasks), config.actions, device=device, seed=seed)
+        self._searches = Searches(scenes.train, config, self._rng)
+        shape = (self._searches.channels, *config.state_shape[1:])
+        self.replay = Replay(config.capacity, shape, config, rng=self._rng, folder=folder)
+        self._agents = np.arange(config.envs)
+        self.replay.begin(self._searches.reset(self._chosen(config.envs)), self._agents)
+        self._steps = 0  # in the environment, over all rounds
+        self._owed = 0.0  # updates that the steps made allow
+        self._restore()
+
+    def train(self, updates: int) -> Iterator[Sums]:
+        """Act and learn until so many updates are made; yields after every step of all agents.
+
+        Raises Diverged, with the weights from before the update.
+        """
+        sums = Sums()
+        while sums.updates < updates:
+            self._act(sums)
+            if len(self.replay) < min(self.config.warm_up, self.config.capacity):
+                yield sums
+                continue
+            self._owed += self.config.envs / self.config.steps_per_update
+            while self._owed >= 1 and sums.updates < updates:
+                self._owed -= 1
+                batch = self.replay.sample(self.config.batch)
+                made = self.learner.update(batch)
+                self.replay.update(batch.index, made.td_error)
+                sums.updates += 1
+                sums.loss += made.loss
+            self._owed = min(self._owed, 1.0)
+            yield sums
+
+    def _act(self, sums: Sums) -> None:
+        searches, agents = self._searches, self._agents
+        tasks = searches.tasks
+        actions = self.learner.act(searches.states(), tasks, self.config.epsilon(self._steps), self._rng)
+        step = searches.step(actions)
+        discount = np.where(step.done, np.float32(0), np.float32(self.config.gamma))
+        self.replay.add(agents, tasks, actions, step.reward, discount, searches.frames())
+        ended = np.flatnonzero(step.done | step.truncated)
+        if len(ended):
+            self.replay.begin(searches.reset(self._chosen(len(ended)), agents=ended), ended)
+        self._steps += len(agents)
+        sums.steps += len(agents)
+        sums.reward += float(step.reward.sum())
+        sums.episodes += len(ended)
+        sums.found += int(step.done.sum())
+
+    def _chosen(self, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        return self._rng.integers(len(self.scenes.train), size=count)
+
+    def save(self) -> None:
+        """Keep the learner's state and how far exploration is. Raises OSError."""
+        self.learner.save(self._folder / STATE)
+        with write_atomically(self._folder / STEPS) as file:
+            file.write(json.dumps({"steps": self._steps}).encode())
+
+    def _restore(self) -> None:
+        try:
+            self._steps = int(json.loads((self._folder / STEPS).read_text(encoding="utf-8"))["steps"])
+            self.learner.restore(self._folder / STATE)
+        except (OSError, ValueError, KeyError, CairnError):
+            self._steps = 0  # a new run, or a state of another network: begin anew
