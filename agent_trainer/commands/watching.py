@@ -25,9 +25,18 @@ SHOWN = 12  # rounds on the screen, the newest
 
 
 def show(channel: grpc.Channel, name: str) -> training_pb2.ShowRunResponse:
-    """Ask for a run with all its rounds. Raises StudyError."""
-    with errors_from_wire():
-        return training_pb2_grpc.RunsStub(channel).ShowRun(training_pb2.ShowRunRequest(name=name), timeout=CALL_SECONDS)
+    """Ask for a run with all its rounds, which may take several answers. Raises StudyError."""
+    stub = training_pb2_grpc.RunsStub(channel)
+    rounds: list[training_pb2.Round] = []
+    while True:
+        request = training_pb2.ShowRunRequest(name=name, after=rounds[-1].round if rounds else 0)
+        with errors_from_wire():
+            run = stub.ShowRun(request, timeout=CALL_SECONDS)
+        rounds += run.rounds
+        if not run.more:
+            del run.rounds[:]
+            run.rounds.extend(rounds)
+            return run
 
 
 def watch(channel: grpc.Channel, name: str, console: Console) -> training_pb2.ShowRunResponse:
