@@ -71,6 +71,9 @@ class DqnConfig(BaseModel):
     sketch_depth: int = Field(8, ge=1, le=64)
     sketch_width: int = Field(2**16, ge=2, le=2**26)
 
+    # federation
+    round_updates: int = Field(1000, ge=1)  # of each site in a round; the paper is silent
+
     # evaluation
     validation_share: float = Field(0.2, ge=0, lt=1)  # of a site's scenes
 
