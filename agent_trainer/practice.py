@@ -88,13 +88,14 @@ class Practice:
         actions = self.learner.act(searches.states(), tasks, self.config.epsilon(self._steps), self._rng)
         step = searches.step(actions)
         discount = np.where(step.done, np.float32(0), np.float32(self.config.gamma))
-        self.replay.add(agents, tasks, actions, step.reward, discount, searches.frames())
+        reward = step.reward / np.float32(self.config.reward_unit_mm)
+        self.replay.add(agents, tasks, actions, reward, discount, searches.frames())
         ended = np.flatnonzero(step.done | step.truncated)
         if len(ended):
             self.replay.begin(searches.reset(self._chosen(len(ended)), agents=ended), ended)
         self._steps += len(agents)
         sums.steps += len(agents)
-        sums.reward += float(step.reward.sum())
+        sums.reward += float(step.reward.sum())  # mm
         sums.episodes += len(ended)
         sums.found += int(step.done.sum())
 
