@@ -25,6 +25,7 @@ from edge_node.training.trainer import Patience, Trainer
 
 OFTEN = 4  # starts, each soon after the last, that a person should know of
 TICK_S = 0.5
+STARTING = "SuperNode and trainer are being started"
 _LEVELS = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
 
@@ -108,6 +109,7 @@ class Training:
     def _keep(self, superlink: str, port: int) -> None:
         """Keep both processes until something has moved."""
         around, environment = self._surroundings, self._surroundings.environment()
+        self._board.training("starting", STARTING)
 
         def supernode_command() -> Command:
             if not is_free(port):
@@ -151,7 +153,7 @@ class Training:
         elif supernode.running and self.trainer.running and self.trainer.ready:
             self._board.training("running", f"is ready for rounds from {superlink}")
         else:
-            self._board.training("starting", "SuperNode and trainer are being started")
+            self._board.training("starting", STARTING)
 
     def _supernode_said(self, line: str) -> None:
         self._transcript.write(line)

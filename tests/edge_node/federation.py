@@ -71,6 +71,8 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer, e
     answers: dict[bytes, tuple[bool, str]] = field(default_factory=dict)
     reports: list[plans_pb2.ReportRequest] = field(default_factory=list)
     serials: list[int] = field(default_factory=list)
+    supernode_keys: list[bytes] = field(default_factory=list)
+    superlink: str = ""
     watching: int = 0
     port: int = 0
     enrolment_port: int = 0
@@ -172,7 +174,8 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer, e
                     if self._refusal:
                         raise self._refusal
                     seen = self._version
-                    response = plans_pb2.WatchResponse(offers=[plans_pb2.Offer(plan=plan) for plan in self._plans])
+                    offers = [plans_pb2.Offer(plan=plan) for plan in self._plans]
+                    response = plans_pb2.WatchResponse(offers=offers, superlink_address=self.superlink)
                 yield response
         finally:
             with self._changed:
@@ -189,9 +192,11 @@ class Middle(plans_pb2_grpc.PlansServicer, enrolment_pb2_grpc.RenewalServicer, e
     def Enrol(self, request, context):
         if request.token != self.token:
             raise BadToken("the token is unknown, used or expired; ask the operator for a new invitation")
+        self.supernode_keys.append(request.supernode_key_pem)
         return enrolment_pb2.EnrolResponse(certificate_chain_pem=self._certify(request.csr_pem))
 
     def Renew(self, request, context):
+        self.supernode_keys.append(request.supernode_key_pem)
         return enrolment_pb2.RenewResponse(certificate_chain_pem=self._certify(request.csr_pem))
 
     def _certify(self, csr_pem: bytes) -> bytes:

@@ -28,6 +28,11 @@ def say(event, **details):
     sys.stdout.flush()
 
 
+def log(line):
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 def png(depth):
     image = Image.new("L", (WIDTH, HEIGHT), 30 + 4 * depth)
     pen = ImageDraw.Draw(image)
@@ -90,7 +95,7 @@ def main(mode, flags):
             time.sleep(3600)
     if mode == "dies":
         time.sleep(0.5)
-        print("Traceback: patient7.png", file=sys.stderr)
+        log("Traceback: patient7.png")
         sys.exit(3)
     if "--settings" not in flags:
         while os.read(0, 4096):
@@ -98,9 +103,9 @@ def main(mode, flags):
         return
     if mode == "nonsense":
         for line in ("hello", "[1, 2]", '{"event": "path"}', '{"event": "round", "run": 3}', "\x00" * 200):
-            print(line, flush=True)
-    print(json.dumps({"level": "info", "event": "begins", "images": 3, "where": ["a list"]}), file=sys.stderr)
-    print("a line of patient7.png", file=sys.stderr, flush=True)
+            sys.stdout.write(line + "\n")
+    log(json.dumps({"level": "info", "event": "begins", "images": 3, "where": ["a list"]}))
+    log("a line of patient7.png")
     say("ready")
     told = at / "say"  # lines that a test wants said
     if told.exists():
