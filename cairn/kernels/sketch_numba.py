@@ -111,30 +111,30 @@ def _prefetch(_: Any, array: Any, index: Any) -> Any:
 
 @_jit
 def _update(table: Any, keys: Keys, counts: Counts, seeds: RowSeeds) -> int:
-    n = len(keys)
+    n = np.uint64(len(keys))
     width2 = np.uint64(2 * table.shape[1]) & _LOW  # so that the compiler sees a 32-bit factor
     mixed = np.empty(n, np.uint64)
+    signed = np.empty((n, 2), table.dtype)  # each count and its opposite, for the sign bit to choose
     for i in range(n):
         mixed[i] = _mix(keys[i])
+        signed[i, 0], signed[i, 1] = counts[i], -counts[i]
     places = np.empty(BLOCK, np.uint32)
     touched = 0
     for r in range(table.shape[0]):
         row = table[r]
         a0, a1, a2 = seeds[r, 0], seeds[r, 1], seeds[r, 2]
-        if 4 * n > len(row):  # read the row through once: memory gives it faster in order than at random
+        if 4 * len(keys) > len(row):  # read the row through once: memory gives it faster in order than at random
             for i in range(0, len(row), 8):
                 touched += row[i]
-        for start in range(0, n, BLOCK):
-            m = min(BLOCK, n - start)
-            block = mixed[start : start + m]
-            weights = counts[start : start + m]
+        for start in range(_U0, n, np.uint64(BLOCK)):
+            m = min(np.uint64(BLOCK), n - start)
+            block, choices = mixed[start : start + m], signed[start : start + m]
             for i in range(m):
                 h = (a0 + (block[i] >> _U32)) * (a1 + (block[i] & _LOW)) + a2
                 places[i] = np.uint32(((h >> _U32) * width2) >> _U32)
             for i in range(m):
                 t = places[i]
-                s = np.int64(t & np.uint32(1))
-                row[t >> np.uint32(1)] += (weights[i] ^ -s) + s
+                row[t >> np.uint32(1)] += choices[i, t & np.uint32(1)]
     return touched  # so that the compiler keeps the reading
 
 
