@@ -81,10 +81,17 @@ def utc_now() -> datetime:
 class Aggregator:
     """One aggregator process: it holds its ports from the beginning, serves from `start`, and drains in `stop`.
 
+    programs  how SuperLink and trainer are called
     Raises ConfigError when the settings, the CA, the database, the blobs or a port cannot be used.
     """
 
-    def __init__(self, settings: AggregatorSettings, log: Log, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        settings: AggregatorSettings,
+        log: Log,
+        now: Callable[[], datetime] = utc_now,
+        programs: superlink.Programs | None = None,
+    ) -> None:
         self._settings = settings
         self._log = log
         self._now = now
@@ -105,7 +112,7 @@ class Aggregator:
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
         ports = self._listen(authority)
         self.addresses = ports.addresses(settings)
-        self._superlink = self._trainer(authority, ports) if settings.training else None
+        self._superlink = self._trainer(authority, ports, programs) if settings.training else None
         self._uploads = Uploads(
             self.engine,
             self._store,
@@ -171,7 +178,9 @@ class Aggregator:
             count = partial(self._ask, partial(count_runs, state=state))
             self.metrics.runs.labels(state).set_function(count)
 
-    def _trainer(self, authority: pki.Authority, ports: Ports) -> superlink.Superlink:
+    def _trainer(
+        self, authority: pki.Authority, ports: Ports, programs: superlink.Programs | None
+    ) -> superlink.Superlink:
         settings = self._settings
         assert settings.training is not None  # the caller looked
         assert ports.superlink is not None  # chosen for this section
@@ -191,6 +200,7 @@ class Aggregator:
             log=self._log,
             metrics=self.metrics,
             tell_health=self._health,
+            programs=programs,
         )
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ queued ──claim──► running ──report──► done | failed | stoppe
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -61,14 +61,20 @@ def count_runs(session: Session, state: RunState) -> int:
     return session.scalar(select(func.count()).select_from(tables.Run).filter_by(state=state)) or 0
 
 
+def rounds(session: Session, run: str, after: int, most: int) -> Sequence[tables.RunRound]:
+    """List a run's rounds after one of them, rising, at most so many."""
+    query = select(tables.RunRound).filter_by(run=run).where(tables.RunRound.round > after)
+    return session.scalars(query.order_by(tables.RunRound.round).limit(most)).all()
+
+
 def create(session: Session, spec: RunSpec, actor: str, now: datetime) -> None:
     """Put a new run into the queue. Raises StudyError when the name is taken, TrainingError for NaN."""
     check_name(session, spec.name)
-    values = spec.model_dump(mode="json")
     try:
-        json.dumps(values, allow_nan=False)
+        json.dumps([spec.settings, spec.strategy_options], allow_nan=False)
     except ValueError as error:
         raise TrainingError("settings: a number in them is not finite") from error
+    values = spec.model_dump(mode="json")
     session.add(tables.Run(name=spec.name, spec=values, state="queued", round=0, created_at=now, queued_at=now))
     database.audit(session, now, actor, "create-run", spec.name, rounds=spec.rounds, algorithm=spec.algorithm)
 

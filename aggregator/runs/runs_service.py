@@ -70,15 +70,16 @@ class RunsService(training_pb2_grpc.RunsServicer):
             answer = training_pb2.ShowRunResponse(
                 summary=_summary(run), spec=run_message(RunSpec.model_validate(run.spec))
             )
-            size = 0
-            query = select(tables.RunRound).filter_by(run=run.name).where(tables.RunRound.round > request.after)
-            for row in session.scalars(query.order_by(tables.RunRound.round).execution_options(yield_per=PAGE)):
-                shown = _round(row)
-                size += shown.ByteSize()
-                if size > ROUNDS_BYTES and answer.rounds:
-                    answer.more = True
-                    break
-                answer.rounds.append(shown)
+            after, size = request.after, 0
+            while page := records.rounds(session, run.name, after, PAGE):
+                for row in page:
+                    shown = _round(row)
+                    size += shown.ByteSize()
+                    if size > ROUNDS_BYTES and answer.rounds:
+                        answer.more = True
+                        return answer
+                    answer.rounds.append(shown)
+                    after = row.round
         return answer
 
     def StopRun(  # noqa: N802

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from aggregator.database import open_database, upgrade
 from aggregator.members.initialise import initialise
+from aggregator.runs.superlink import Programs
 from aggregator.server import Aggregator
 from aggregator.settings import load_settings
 from aggregator.telemetry import make_log
@@ -156,15 +157,15 @@ class Running:
 def start_aggregator(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Running]]:
     """Return a function that founds a federation (`database=URL` if it should not be SQLite) and starts it.
 
-    training  whether it has a SuperLink and a trainer, as processes
+    programs  of its SuperLink and trainer; None: it does not train
     """
     running: list[Running] = []
 
-    def start(database: str | None = None, *, training: bool = False) -> Running:
+    def start(database: str | None = None, programs: Programs | None = None) -> Running:
         folder = tmp_path / f"aggregator{len(running)}"
-        initialise(folder, "tissue", ["127.0.0.1:0"], clock(), database=database, training=training)
+        initialise(folder, "tissue", ["127.0.0.1:0"], clock(), database=database, training=programs is not None)
         log = StringIO()
-        aggregator = Aggregator(load_settings(folder / "aggregator.toml"), make_log(log), clock)
+        aggregator = Aggregator(load_settings(folder / "aggregator.toml"), make_log(log), clock, programs)
         aggregator.start()
         running.append(Running(folder, aggregator, log))
         return running[-1]
