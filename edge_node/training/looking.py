@@ -31,7 +31,8 @@ def check_training(settings: SiteSettings, superlink: str | None) -> TrainingRep
     if training is None:
         return report
     runs = ", ".join(training.runs) or "none"
-    report.sentence = f"runs {runs}; {len(training.scenes)} sources of scenes; device {training.device}"
+    sources = "1 source" if len(training.scenes) == 1 else f"{len(training.scenes)} sources"
+    report.sentence = f"runs {runs}; {sources} of scenes; device {training.device}"
     if missing := missing_packages():
         report.faults.append(not_installed(missing))
     for number, scene in enumerate(training.scenes):

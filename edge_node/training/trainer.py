@@ -165,6 +165,7 @@ class Trainer:
         match news:
             case Ready():
                 self.ready = True
+                self._board.problems("trainer", [])  # of one that could not start
             case ReplayThere():
                 self._replay()
             case RoundTold():

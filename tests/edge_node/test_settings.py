@@ -86,3 +86,55 @@ def test_an_unknown_setting_names_the_nearest_known_one(tmp_path):
 def test_a_short_fingerprint_approves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
         load_settings(write(tmp_path, MINIMAL + 'fingerprints = ["abc"]\n'))
+
+
+TRAINING = MINIMAL + '[training]\nruns = ["sella-*"]\n'
+
+
+def test_without_a_section_for_it_a_site_does_not_train(tmp_path):
+    assert load_settings(write(tmp_path, MINIMAL)).training is None
+
+
+def test_scenes_are_passed_on_as_they_are_with_their_paths_in_full(tmp_path):
+    scenes = """
+[[training.scenes]]
+kind = "landmarks"
+images = "xrays"
+landmarks = "/data/points.csv"
+tasks = { sella = "1" }
+[[training.scenes]]
+kind = "labels"
+study = "tumour"
+sequence = "folder"
+[[training.scenes]]
+kind = "generated"
+images = 12
+"""
+    training = load_settings(write(tmp_path, TRAINING + scenes)).training
+    assert training is not None
+    assert training.scenes == (
+        {
+            "kind": "landmarks",
+            "images": str(tmp_path / "xrays"),
+            "landmarks": "/data/points.csv",
+            "tasks": {"sella": "1"},
+        },
+        {"kind": "labels", "sequence": "folder", "folder": str(tmp_path / "state" / "labels" / "tumour")},
+        {"kind": "generated", "images": 12},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (MINIMAL + '[training]\nscenes = [{ kind = "generated" }]\n', r"training\.runs is missing"),
+        (TRAINING, r"training\.scenes is missing"),
+        (TRAINING + "scenes = []\n", r"training\.scenes"),
+        (TRAINING + 'scenes = [{ kind = "labels" }]\n', r"training\.scenes\.0\.study is missing"),
+        (TRAINING + 'scenes = [{ kind = "generated" }]\ndevise = "cpu"\n', r"did you mean training\.device"),
+        (TRAINING + 'scenes = [{ kind = "generated" }]\ndevice = "tpu"\n', r"training\.device"),
+    ],
+)
+def test_a_wrong_section_for_training_is_one_sentence(text, sentence, tmp_path):
+    with pytest.raises(ConfigError, match=sentence):
+        load_settings(write(tmp_path, text))

@@ -57,8 +57,7 @@ function allow() {
   const able = Boolean(scene && picture && $("model").value);
   $("middle").disabled = !able;
   canvas.style.cursor = able ? "crosshair" : "default";
-  if (!scenes.length) hint("");
-  else if (!models.length) hint("No model yet: it comes with the first round of a training run");
+  if (!models.length) hint("No model yet: it comes with the first round of a training run");
   else if (!$("model").value) hint("No model of this site searches for this");
   else if (!path && able) hint("Click where the search is to start");
   else if (!picture) hint("");
@@ -81,7 +80,7 @@ async function loadScenes() {
   if (JSON.stringify(got) === listed) return;
   listed = JSON.stringify(got);
   ({ scenes, models } = got);
-  say(scenes.length ? "" : "the trainer has found no image; see training.scenes in site.toml");
+  say(scenes.length || !models.length ? "" : "the trainer has found no image; see training.scenes in site.toml");
   const tasks = [...new Set(scenes.flatMap((one) => one.tasks))].sort();
   fill($("task"), tasks, (task) => task);
   fillModels();
