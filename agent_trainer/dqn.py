@@ -1,24 +1,26 @@
 """Deep Q-learning with a policy and a target network; paper 1 §II.B and §III.A.b."""
 
-import math
+import json
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
-from agent_trainer import losses
 from agent_trainer.config import DqnConfig
-from agent_trainer.networks import QNetwork
+from agent_trainer.losses import double_q_target, proximal, q_learning_target, td_error, weighted_loss
+from agent_trainer.networks import QNetwork, architecture
+from agent_trainer.targets import TargetCache
 from cairn.errors import Diverged, TrainingError
 from cairn.files import write_atomically
 
 Weights = dict[str, npt.NDArray[np.float32]]
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Batch:
     discount_t  float32[b]                γ, or 0 where the episode ended at the landmark; a truncated one keeps γ
     s_t         uint8[b, history, *box]   the state after
     weight      float32[b]                importance weights, at most 1
-    index       int64[b]                  places in the replay, for its priorities
+    index       int64[b]                  names of the transitions in the replay, for its priorities
     """
 
     s_tm1: npt.NDArray[np.uint8]
@@ -50,7 +52,7 @@ class Update:
     """What one update tells.
 
     loss       weighted mean Huber loss, with the proximal term
-    td_error   float32[b], mm
+    td_error   float32[b], mm, before the update
     grad_norm  before clipping
     """
 
@@ -60,35 +62,39 @@ class Update:
 
 
 class Learner:
-    """Policy and target network with their optimiser; the paper's DQN (§III.A.b), Adam and Huber.
+    """Policy and target network with their optimiser.
 
-    tasks, actions  how many
-    seed            of the first weights: the same gives the same
+    tasks, actions  how many the network tells apart
+    seed            of the first weights
+    device          of torch; the number of its threads is the caller's affair
     """
 
     def __init__(self, config: DqnConfig, tasks: int, actions: int, *, seed: int, device: str = "cpu") -> None:
-        self._config, self._device = config, torch.device(device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self._policy = QNetwork(config, tasks, actions).to(self._device)
-        self._target = deepcopy(self._policy).requires_grad_(requires_grad=False)
+        self.config, self.updates = config, 0
+        self.architecture = architecture(config, actions, tasks)
+        self._device = torch.device(device)
+        self.online = QNetwork(config, actions, tasks, seed).to(self._device)
+        self._target = QNetwork(config, actions, tasks, seed).to(self._device).requires_grad_(requires_grad=False)
+        self._parameters = dict(self.online.named_parameters())
+        self._adam = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate, fused=True)
         self._anchor: dict[str, Tensor] = {}
         self._mu = 0.0
-        self._optimiser = torch.optim.Adam(self._policy.parameters(), lr=config.learning_rate, fused=True)
-        self._actions = actions
-        self.updates = 0
+        self._targets = TargetCache(actions)
 
     def q_values(self, states: npt.NDArray[np.uint8], task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return Q of the policy network; float32[n, actions]."""
+        """Return Q of the policy network; float32[n, actions] of uint8[n, history, *box] and int64[n]."""
         with torch.inference_mode():
-            q: npt.NDArray[np.float32] = self._policy(self._tensor(states), self._tensor(task)).cpu().numpy()
+            q: npt.NDArray[np.float32] = self.online(self._tensor(states), self._tensor(task)).cpu().numpy()
         return q
 
     def act(
         self, states: npt.NDArray[np.uint8], task: npt.NDArray[np.int64], epsilon: float, rng: np.random.Generator
     ) -> npt.NDArray[np.uint8]:
-        """Choose actions ε-greedily; uint8[n]. States whose action is drawn are not shown to the network."""
-        actions = rng.integers(0, self._actions, len(states), np.uint8)
+        """Choose actions ε-greedily: with probability ε any, else the one of highest Q; uint8[n].
+
+        Only those that do not explore are asked of the network.
+        """
+        actions = rng.integers(self.online.actions, size=len(states), dtype=np.uint8)
         greedy = np.flatnonzero(rng.random(len(states)) >= epsilon)
         if len(greedy):
             actions[greedy] = self.q_values(states[greedy], task[greedy]).argmax(1)
@@ -97,95 +103,135 @@ class Learner:
     def update(self, batch: Batch) -> Update:
         """Learn from one batch.
 
-            loss = mean w·Huber(r + γ·max_a Q_target(s_t, a) - Q(s_tm1, a_tm1)) + μ/2·‖w - w_round‖²
-
         Raises Diverged when the loss or the gradient is not finite; the weights are then as they were.
         """
-        config, task = self._config, self._tensor(batch.task)
-        s_t = self._tensor(batch.s_t)
-        r_t, discount_t = self._tensor(batch.r_t), self._tensor(batch.discount_t)
-        with torch.no_grad():
-            q_t = self._target(s_t, task)
-            target = (
-                losses.double_q_target(r_t, discount_t, q_t, self._policy(s_t, task))
-                if config.double
-                else losses.q_learning_target(r_t, discount_t, q_t)
-            )
-        error = losses.td_error(self._policy(self._tensor(batch.s_tm1), task), self._tensor(batch.a_tm1), target)
-        loss = losses.weighted_loss(error, self._tensor(batch.weight), config.huber_delta)
+        task, a_tm1, weight = self._tensor(batch.task), self._tensor(batch.a_tm1), self._tensor(batch.weight)
+        target = self._target_values(batch)
+        error = td_error(self.online(self._tensor(batch.s_tm1), task), a_tm1, target)
+        loss = weighted_loss(error, weight, self.config.huber_delta)
         if self._mu:
-            loss = loss + losses.proximal(dict(self._policy.named_parameters()), self._anchor, self._mu)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._policy.parameters(), config.clip_norm)
-        value, length = float(loss.detach()), float(norm)
-        if not (math.isfinite(value) and math.isfinite(length)):
+            loss = loss + proximal(self._parameters, self._anchor, self._mu)
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        numbers = torch.stack([loss.detach(), norm]).cpu()
+        loss_value, grad_norm = float(numbers[0]), float(numbers[1])
+        if not (np.isfinite(loss_value) and np.isfinite(grad_norm)):
             raise Diverged(
-                f"after {self.updates} updates the loss is {value} and its gradient's norm {length}; the weights were "
-                "kept as they were. Use a smaller learning rate, or look at the rewards"
+                f"update {self.updates + 1} was refused: loss {loss_value:g}, gradient norm {grad_norm:g}; "
+                "finite numbers were expected; lower learning_rate or clip_norm, and check the rewards"
             )
-        for group in self._optimiser.param_groups:
-            group["lr"] = config.rate(self.updates)
-        self._optimiser.step()
+        if grad_norm > self.config.clip_norm:
+            torch._foreach_mul_(gradients, self.config.clip_norm / grad_norm)
+        self._step(gradients)
+        return Update(loss_value, error.detach().cpu().numpy(), grad_norm)
+
+    def _target_values(self, batch: Batch) -> Tensor:
+        """Return y of a batch, float32[b]. Of a state seen since the target network last changed, Q is remembered."""
+        with torch.inference_mode():
+            states, task = batch.s_t, batch.task
+
+            def q_target(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+                q: npt.NDArray[np.float32] = (
+                    self._target(self._tensor(states[rows]), self._tensor(task[rows])).cpu().numpy()
+                )
+                return q
+
+            q_t = self._tensor(self._targets.look_up(states, task, q_target))
+            r_t, discount_t = self._tensor(batch.r_t), self._tensor(batch.discount_t)
+            if not self.config.double:
+                target = q_learning_target(r_t, discount_t, q_t)
+            else:
+                target = double_q_target(r_t, discount_t, q_t, self.online(self._tensor(states), self._tensor(task)))
+        return target.clone()  # outside inference_mode, so that autograd takes it
+
+    def _step(self, gradients: tuple[Tensor, ...]) -> None:
+        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        for group in self._adam.param_groups:
+            group["lr"] = self.config.rate(self.updates)
+        self._adam.step()
+        self._adam.zero_grad()
         self.updates += 1
-        if self.updates % config.target_every == 0:
-            self._target.load_state_dict(self._policy.state_dict())
-        return Update(value, error.detach().cpu().numpy(), length)
+        if self.updates % self.config.target_every == 0:
+            self._copy_to_target()
+
+    def _copy_to_target(self) -> None:
+        self._target.load_state_dict(self.online.state_dict())
+        self._targets.forget()
 
     def weights(self) -> Weights:
-        """Return a copy of the policy network's weights by name."""
-        return {name: value.detach().cpu().numpy().copy() for name, value in self._policy.state_dict().items()}
+        """Return a copy of the policy network's weights by name, float32."""
+        return {name: tensor.cpu().numpy().copy() for name, tensor in self.online.state_dict().items()}
 
-    def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
-        """Take a round's weights; with config.target_at_round_start into the target network too.
+    def load(self, weights: Mapping[str, npt.NDArray[np.float32]], proximal_mu: float = 0.0) -> None:
+        """Take a round's weights for the policy network; Adam's moments stay.
 
-        proximal_mu  how hard the proximal term holds to them
-        Raises TrainingError for those of another architecture, Diverged for those with NaN or infinity.
+        The target network takes them too before the first update, or with config.target_at_round_start.
+
+        proximal_mu  over 0 holds all updates until the next load to these weights (FedProx)
+        Raises TrainingError for weights of another architecture, Diverged for those that are not finite.
         """
-        own = self._policy.state_dict()
-        shapes, found = {n: tuple(v.shape) for n, v in own.items()}, {n: v.shape for n, v in weights.items()}
-        if found != shapes:
-            raise TrainingError(f"the weights are of another network: {_difference(found, shapes)}")
-        if not all(np.isfinite(value).all() for value in weights.values()):
-            raise Diverged("the weights hold NaN or infinity; they were not taken")
-        state = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in weights.items()}
-        self._policy.load_state_dict(state)
-        if self._config.target_at_round_start:
-            self._target.load_state_dict(state)
+        self._check(weights)
+        self.online.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         self._mu = proximal_mu
-        self._anchor = {n: p.detach().clone() for n, p in self._policy.named_parameters()} if proximal_mu else {}
+        self._anchor = {name: p.detach().clone() for name, p in self._parameters.items()} if proximal_mu else {}
+        if self.updates == 0 or self.config.target_at_round_start:
+            self._copy_to_target()
+
+    def _check(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        found = {name: array.shape for name, array in weights.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.online.state_dict().items()}
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise TrainingError(
+                    f"the weights are not of this network ({self.architecture}): {name} is "
+                    f"{found.get(name, 'not there')}, {expected.get(name, 'none')} was expected"
+                )
+        if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+            raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
 
     def save(self, path: Path) -> None:
-        """Write the whole state, atomically."""
-        state = {
-            "policy": self._policy.state_dict(),
-            "target": self._target.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "updates": self.updates,
-            "mu": self._mu,
-            "anchor": self._anchor,
-        }
+        """Write the whole state to one file, atomically."""
+        self._targets.forget()  # so that who goes on and who restores compute the same
+        tensors = {f"online.{name}": t for name, t in self.online.state_dict().items()}
+        tensors |= {f"target.{name}": t for name, t in self._target.state_dict().items()}
+        tensors |= {f"anchor.{name}": t for name, t in self._anchor.items()}
+        for name, parameter in self._parameters.items():
+            tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS if self.updates}
+        state = {"architecture": self.architecture, "updates": self.updates, "mu": self._mu}
         with write_atomically(path) as file:
-            torch.save(state, file)
+            file.write(save({name: t.contiguous() for name, t in tensors.items()}, {"learner": json.dumps(state)}))
 
     def restore(self, path: Path) -> None:
-        """Continue from a saved state, bit for bit. Raises TrainingError for one of another architecture."""
-        state = torch.load(path, map_location=self._device, weights_only=True)
-        try:
-            self._policy.load_state_dict(state["policy"])
-            self._target.load_state_dict(state["target"])
-        except RuntimeError as error:
-            raise TrainingError(f"{path.name} is of another network; start the run anew") from error
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.updates, self._mu, self._anchor = state["updates"], state["mu"], state["anchor"]
+        """Continue from a saved state, bit for bit.
 
-    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        Raises TrainingError when the file cannot be read or is of another architecture; nothing is then changed.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self._device)) as file:
+                state = json.loads((file.metadata() or {}).get("learner", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, ValueError) as error:
+            raise TrainingError(f"{path.name} is not a learner's saved state ({error}); restore another") from error
+        if state.get("architecture") != self.architecture:
+            raise TrainingError(
+                f"{path.name} is of another architecture: found {state.get('architecture', 'none')}; "
+                f"expected {self.architecture}"
+            )
+        self.online.load_state_dict(_part(tensors, "online"))
+        self._target.load_state_dict(_part(tensors, "target"))
+        self._anchor, self._mu, self.updates = _part(tensors, "anchor"), state["mu"], state["updates"]
+        self._targets.forget()
+        self._adam.state.clear()
+        moments = {moment: _part(tensors, moment) for moment in MOMENTS}
+        for name, parameter in self._parameters.items() if self.updates else ():
+            as_parameter = {m: torch.empty_like(parameter).copy_(moments[m][name]) for m in MOMENTS}
+            step = torch.tensor(float(self.updates), dtype=torch.float32, device=parameter.device)
+            self._adam.state[parameter] = {"step": step, **as_parameter}
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
 
-def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Name the first layer in which two networks differ."""
-    for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
-            return f"{name} is {found.get(name, 'missing')} where {expected.get(name, 'nothing')} is expected"
-    raise AssertionError("they do not differ")
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
