@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	sh deploy/virtual_environment.sh $(PYTHON) $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e .
+	$(PIP) -e ".[train]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -6,7 +6,8 @@ import shutil
 import sys
 import time
 import webbrowser
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from deploy.federation import federation
 from deploy.study_run import run_study
 from deploy.summary import print_summary, summarise
 from deploy.tissue import COMPOSITE_BANDS, STATE_RULES, make_tissue
+from deploy.training_run import STATE, site_training, train
 
 app = typer.Typer(
     help="Run a whole federation on this machine.\n\n"
@@ -60,10 +62,14 @@ def demo(
         return
     bands = common_bands(data)
     hands = deal(find_images(data), sites)
-    with federation(out / "federation", hands) as running:
+    training = site_training() if STATE in states and can_train(console) else None
+    with federation(out / "federation", hands, training) as running:
         finished = run_study(running, bands, states, min_sites=sites, top_k=top_k, console=console)
         with console.status("counting exactly, for comparison, and drawing"):
             summary = summarise(running, hands, finished, composite, out / "pictures")
+        if training:
+            trained = train(running, min_sites=sites, console=console, pictures=out / "pictures")
+            summary = replace(summary, training=trained)
         print_summary(summary, console)
         for path in (out / "summary.json", json_file):
             if path is not None:
@@ -75,6 +81,16 @@ def demo(
             with contextlib.suppress(KeyboardInterrupt):
                 while all(program.alive() for program in running.programs):
                     time.sleep(1)
+
+
+def can_train(console: Console) -> bool:
+    """Tell whether what training needs is installed; a person is told when it is not."""
+    missing = [name for name in ("flwr", "torch") if find_spec(name) is None]
+    if missing:
+        console.print(
+            f"No training: {' and '.join(missing)} are not installed. pip install 'cairn-federation\\[train]'"
+        )
+    return not missing
 
 
 def prepare(out: Path) -> None:

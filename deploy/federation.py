@@ -1,9 +1,10 @@
 """A whole federation on this machine: aggregator and sites as processes on loopback, with a CA made on the spot."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -18,12 +19,14 @@ class Federation:
     """A running federation.
 
     folder      everything lives here: aggregator/, sites/NAME/, logs/
+    training    the section of every site.toml of this name; empty when the federation does not train
     profile     the operator's credentials, for `--profile`
     """
 
     folder: Path
     aggregator: Program
     sites: dict[str, Program] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -70,6 +73,7 @@ class Federation:
             "approval": {"studies": ["*"]},
             "threads": 1,
             "rescan_seconds": 1.0,
+            **({"training": self.training} if self.training else {}),
         }
         config = folder / "site.toml"
         config.write_text(tomli_w.dumps(settings), encoding="utf-8")
@@ -96,11 +100,16 @@ def start_aggregator(folder: Path) -> Program:
 
 
 @contextmanager
-def federation(folder: Path, hands: Sequence[Hand]) -> Iterator[Federation]:
-    """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end."""
+def federation(folder: Path, hands: Sequence[Hand], training: Mapping[str, Any] | None = None) -> Iterator[Federation]:
+    """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end.
+
+    training  the section of every site.toml with which the sites train; None for a federation that does not
+    """
     (folder / "logs").mkdir(parents=True)
-    run(["aggregator", "init", "--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"])
-    running = Federation(folder, start_aggregator(folder))
+    wanted = ["--training"] if training else []
+    where = ["--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"]
+    run(["aggregator", "init", *where, *wanted])
+    running = Federation(folder, start_aggregator(folder), training=training or {})
     try:
         for hand in hands:
             running.join(hand)

@@ -27,6 +27,7 @@ from deploy.dealing import Hand
 from deploy.exact import exact_counts
 from deploy.federation import Federation
 from deploy.study_run import STUDY, Finished, StageCost
+from deploy.training_run import Trained
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Summary:
     exact_mass  the same of the true top k; recall is the share of these that were recovered
     pictures    paths of the PNG files
     dashboard   address; the token is beside it in dashboard_token
+    training    what the agent's training came to; None where no state is tumour
     """
 
     sites: int
@@ -57,6 +59,7 @@ class Summary:
     pictures: Sequence[str]
     dashboard: str
     dashboard_token: str
+    training: Trained | None = None
 
 
 @dataclass(frozen=True)
@@ -210,11 +213,23 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(
             f"  cluster {number:>2}  {cluster['state']:<12} {cluster.get('pixels', cluster['size']):>12,} pixels"
         )
+    if summary.training:
+        print_training(summary.training, console)
     for problem in summary.problems:
         console.print(f"[yellow]{problem}[/yellow]", highlight=False)
-    for path in summary.pictures:
+    for path in (*summary.pictures, *(summary.training.pictures if summary.training else ())):
         console.print(f"picture     {path}", highlight=False, soft_wrap=True)
     console.print(f"dashboard   {summary.dashboard}  token {summary.dashboard_token}", highlight=False, soft_wrap=True)
+
+
+def print_training(trained: Trained, console: Console) -> None:
+    """Say what the agent's training came to."""
+    sent = max(trained.bytes_per_round.values(), default=0)
+    errors = " → ".join(f"{1000 * error:.0f}" for error in trained.error_mm)
+    console.print(
+        f"{trained.rounds} rounds of training took {trained.seconds:.0f} s and {size(sent)} a round and site; "
+        f"searches for the tumour's centre end {errors or '?'} µm off."
+    )
 
 
 def size(count: int) -> str:
