@@ -6,6 +6,8 @@
 - They end when their standard input closes, so that no orphan holds a port after its supervisor was killed.
 - SuperLink stands behind `agent_trainer.rounds.guard`.
 - SuperNode asks for work every 3 s and looks for the reply every 0.5 s; here, more often while a run is on.
+- SuperNode leaves a task behind when a run is stopped while its message is being pulled, and whoever takes that task
+  waits for hours for parts that never come; here it is taken back.
 - A part of a message that is not yet there is asked for again after 50 ms instead of 1 s.
 """
 
@@ -18,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from agent_trainer.rounds.guard import Guard, token
 
@@ -85,10 +88,25 @@ def superlink(flags: Sequence[str]) -> None:
 def supernode(flags: Sequence[str]) -> None:
     """Run flower-supernode at our pace; blocks."""
     _again_soon()
+    from flwr.common.constant import SubStatus
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     pace = Pace(quick_s=0.25, idle_s=3.0, recent_s=120.0, reply_s=0.05)
+    receive = start_client_internal._pull_and_store_message
+
+    def receive_whole(*, state: Any, object_store: Any, **rest: Any) -> int | None:
+        """Receive a message. One that could not be received whole leaves nothing that an executor could wait for."""
+        run_id = receive(state=state, object_store=object_store, **rest)
+        if run_id is None and state.msg_store:  # its run was stopped while its parts were pulled
+            for message_id in list(state.msg_store):
+                object_store.delete(message_id)
+            state.delete_messages()
+            for task in state.get_tasks():
+                state.finish_task(task.task_id, SubStatus.FAILED, "its run was stopped")
+        return run_id
+
+    vars(start_client_internal)["_pull_and_store_message"] = receive_whole
     vars(start_client_internal)["time"] = pace  # the loop uses time.sleep alone
     sys.argv = ["flower-supernode", *flags]
     flower_supernode()

@@ -9,13 +9,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SubStatus
 from flwr.common.serde import context_from_proto, context_to_proto, run_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.node_pb2 import Node as ProtoNode
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
@@ -37,7 +38,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from flwr.supernode.runtime.run_clientapp import push_message
 
 from agent_trainer.rounds.flower import Link, TokenHeader, bundle, reached, retries
 from cairn.errors import MaskingError, PlanError, PolicyError, TrainingError, Unreachable
@@ -46,6 +47,8 @@ SHOWN = (TrainingError, PlanError, PolicyError, MaskingError)  # errors whose se
 SITE_POLL_S = 0.1
 TASK_WAIT_S = 30.0
 PULL_AGAIN_S = 0.05
+MESSAGE_WAIT_S = 1800.0  # for a message's parts to reach a site over a slow line
+REPLY_WAIT_S = 600.0  # for a reply's parts to reach SuperLink
 
 App = Callable[[Message, Context], Message]
 
@@ -114,12 +117,12 @@ class SiteExecutor:
         task = _Task(self._link, "flwr-clientapp", task_token)
         context, completed = None, False
         try:
-            message, context, _, fab = pull_task_input(task.client)
-            reply = self._reply(message, context, fab.content)
+            message, context, fab = _pull_input(task.client)
+            reply = self._reply(message, context, fab)
             completed = reply.has_content()
             if not task.lost.is_set():
                 push_message(task.client, reply, context)
-        except httpx.HTTPStatusError as error:
+        except (httpx.HTTPStatusError, ObjectPullError) as error:
             # The run was stopped, or its round is over: nobody waits for this reply.
             self._incident("stopped", error)
         finally:
@@ -157,26 +160,9 @@ class QuickGrid(HttpGrid):
         with reached("SuperLink"):
             answer = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
             replies = []
-            for found, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-                name = found.metadata.message_id
-                fetch = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id)
-                try:
-                    parts = pull_objects(
-                        [part.object_id for part in iterate_object_tree(tree)],
-                        fetch,
-                        max_time=TASK_WAIT_S,
-                        initial_backoff=PULL_AGAIN_S,
-                        backoff_cap=1.0,
-                    )
-                except ObjectPullError:
-                    continue
-                client.ConfirmMessageReceived(
-                    ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=name)
-                )
-                message = inflate_object_from_contents(name, parts)
-                assert isinstance(message, Message)
-                message.metadata.__dict__["_message_id"] = name
-                replies.append(message)
+            for tree in answer.message_object_trees:
+                with suppress(ObjectPullError):  # parts that were lost
+                    replies.append(_pull(client, tree, self.node, run_id, REPLY_WAIT_S))
         return replies
 
     def get_node_ids(self) -> list[int]:
@@ -205,6 +191,38 @@ def server_task(link: Link, run_id: int) -> Iterator[QuickGrid]:
         completed = True
     finally:
         task.finish(context, completed=completed)
+
+
+def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes]:
+    """Pull a site's task: the message, its context and the bundle. Its parts may still be on their way to the site."""
+    given = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+    TaskIdentity.node_id = given.context.node_id
+    found = client.PullMessages(PullAppMessagesRequest())
+    if not found.message_object_trees:
+        raise ObjectPullError("", "the message is gone")
+    node = ProtoNode(node_id=given.context.node_id)
+    message = _pull(client, found.message_object_trees[0], node, given.run.run_id, MESSAGE_WAIT_S)
+    return message, context_from_proto(given.context), given.fab.content
+
+
+def _pull(client: RuntimeHttpClient, tree: ObjectTree, node: ProtoNode, run_id: int, patience_s: float) -> Message:
+    """Pull a message's parts and put them together. Raises ObjectPullError when they do not come."""
+    parts = pull_objects(
+        [part.object_id for part in iterate_object_tree(tree)],
+        make_pull_object_fn_protobuf(client.PullObject, node, run_id),
+        max_time=patience_s,
+        max_tries_per_object=None,
+        initial_backoff=PULL_AGAIN_S,
+        backoff_cap=1.0,
+    )
+    client.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=tree.object_id)
+    )
+    message = inflate_object_from_contents(tree.object_id, parts)
+    assert isinstance(message, Message)
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message
 
 
 def _acquire(link: Link, run_id: int) -> str:

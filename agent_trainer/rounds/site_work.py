@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from agent_trainer.config import read_config
 from agent_trainer.evaluation import evaluate
+from agent_trainer.practice import Practice
 from agent_trainer.replay import Estimate
 from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import Vector, check_layout, flatten, layout_of, unflatten
 from agent_trainer.rounds.models import Model, Models
-from agent_trainer.practice import Practice
 from agent_trainer.rounds.wire import EXAMPLES, Order
 from agent_trainer.scenes.sources import SceneSource, load_scenes
 from cairn import codec, kernels
