@@ -17,7 +17,7 @@ from aggregator.dashboard.app import make_app
 from aggregator.intake.store import BlobStore
 from aggregator.intake.tallies_service import TalliesService
 from aggregator.intake.uploads import Uploads
-from aggregator.members import pki
+from aggregator.members import pki, trainer
 from aggregator.members.enrolment_service import EnrolmentService, Gate, RenewalService
 from aggregator.members.server_certificate import ServerCertificate
 from aggregator.members.sites_service import SitesService, connected_sites, received_bytes
@@ -104,6 +104,8 @@ class Aggregator:
         settings.addresses_file.unlink(missing_ok=True)  # of a run that was killed
         self.engine = database.open_database(settings.database_url)
         database.upgrade(self.engine)
+        if settings.training:
+            trainer.check_name(self.engine)
         self._store = BlobStore(settings.blobs_url)
         self._board = Board(self.engine, now)
         self._bell = Bell()

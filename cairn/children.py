@@ -4,6 +4,7 @@ A child is told to end by closing its standard input, which a supervisor that is
 is kept here must end when its standard input does.
 """
 
+import re
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO
 
 import structlog
@@ -21,6 +23,9 @@ STEADY_S = 60.0  # a child that ran for so long is started again at the shortest
 GRACE_S = 10.0  # between asking and forcing
 LINE_BYTES = 1 << 20
 LOOK_EVERY_S = 60.0  # whether a child is due to be started anew
+
+TRANSCRIPT_BYTES = 1 << 20
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Log = structlog.typing.FilteringBoundLogger
 Hear = Callable[[str], None]
@@ -175,6 +180,27 @@ class Child:
                     hear(line.decode(errors="replace").rstrip())
                 except Exception as error:  # noqa: BLE001 - the child must not block on a pipe that nobody reads
                     self._log.error("line of a child not taken", child=self.name, exc_info=error)
+
+
+class Transcript:
+    """What a child says, in a file of its own: so many bytes, and as many from before them. A full disk costs lines."""
+
+    def __init__(self, path: Path, most_bytes: int = TRANSCRIPT_BYTES) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+
+    def write(self, line: str) -> None:
+        """Add a line, without colours."""
+        with suppress(OSError):
+            if self._path.exists() and self._path.stat().st_size > self._most_bytes:
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{uncoloured(line)}\n")
+
+
+def uncoloured(line: str) -> str:
+    """Take a terminal's colours out of a line."""
+    return _COLOUR.sub("", line)
 
 
 def _close_input(process: subprocess.Popen[bytes]) -> None:

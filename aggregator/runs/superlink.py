@@ -8,6 +8,7 @@ Neither is imported: both run as `python -m agent_trainer.rounds.…`.
 import importlib.util
 import json
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -31,7 +32,7 @@ from aggregator.members.server_certificate import LOOPBACK, RENEW_BEFORE
 from aggregator.members.trainer import admit_trainer
 from aggregator.settings import join_address
 from aggregator.telemetry import Metrics
-from cairn.children import GRACE_S, Child, Command
+from cairn.children import GRACE_S, Child, Command, Transcript, uncoloured
 from cairn.enrolment import tls_files
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
@@ -44,6 +45,7 @@ PROBE_EVERY_S = 5.0
 PROBE_PATIENCE_S = 3.0
 ORPHAN_S = 15.0
 LINE = 2000  # characters of a child's line in the log
+_QUIET: Final = re.compile(r"\b(DEBUG|INFO)\b")
 # Flower speaks to nobody but its own, installs nothing, and sends weights in few pieces.
 FLOWER: Final[Mapping[str, str]] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -130,7 +132,6 @@ class Superlink:
     """SuperLink and trainer, kept running from `start` to `stop`; the trainer starts when SuperLink first answers.
 
     tell_health  is told the health of both
-    Raises ConfigError when the trainer cannot be a member.
     """
 
     def __init__(
@@ -154,8 +155,10 @@ class Superlink:
         self._health = tell_health
         self._programs = programs or Programs()
         self._stopped = threading.Event()
-        self._link = Child("superlink", self._superlink_command, self._said("superlink"), log, now=now)
-        self._trainer = Child("trainer", self._trainer_command, self._said("trainer"), log, now=now)
+        self._link = Child(
+            "superlink", self._superlink_command, self._said("superlink", places.superlink), log, now=now
+        )
+        self._trainer = Child("trainer", self._trainer_command, self._said("trainer", places.trainer), log, now=now)
         self._watcher = threading.Thread(target=self._watch, name="superlink health", daemon=True)
         for folder in (places.superlink, places.trainer, places.runs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -237,9 +240,13 @@ class Superlink:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
         return {**inherited, **FLOWER, "FLWR_HOME": str(self._places.superlink / "flower")}
 
-    def _said(self, name: str) -> Callable[[str], None]:
+    def _said(self, name: str, folder: Path) -> Callable[[str], None]:
+        transcript = Transcript(folder / f"{name}.log")
+
         def hear(line: str) -> None:
-            if text := line.strip():
+            transcript.write(line)
+            # Flower has a line for every call, and one more for its answer.
+            if (text := uncoloured(line).strip()) and not _QUIET.search(text[:60]):
                 self._log.info("child said", child=name, said=_fields(text[:LINE]))
 
         return hear

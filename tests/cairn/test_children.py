@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from cairn import children
-from cairn.children import Child, Command
+from cairn.children import Child, Command, Transcript
 
 ECHO = "import sys\nprint('ready', flush=True)\nfor line in sys.stdin: print('got', line.strip(), flush=True)\n"
 DEAF = "import signal, sys, time\nsignal.signal(15, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(600)\n"
@@ -137,6 +137,17 @@ def test_a_child_whose_certificate_ends_is_started_anew(keep, monkeypatch: pytes
         kept.said("ready", times=2)
     finally:
         kept.child.stop()
+
+
+def test_a_transcript_keeps_the_last_lines_without_colours(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path / "child.log", most_bytes=100)
+    for number in range(20):
+        transcript.write(f"\x1b[93mline {number:04d}\x1b[0m")
+    kept = (tmp_path / "child.log.1").read_text() + (tmp_path / "child.log").read_text()
+    lines = kept.splitlines()
+    assert lines == [f"line {number:04d}" for number in range(20)][-len(lines) :]
+    assert 10 <= len(lines) < 20
+    Transcript(tmp_path / "no" / "folder").write("a disk that is full costs lines, not the child")
 
 
 def test_a_child_ends_with_a_supervisor_that_is_killed(tmp_path) -> None:
