@@ -17,6 +17,7 @@ MODULES = {
     "ingest": "benchmarks.ingest",
     "scaling": "benchmarks.ingest",
     "replay": "benchmarks.replay",
+    "dqn": "benchmarks.dqn",
 }
 
 
