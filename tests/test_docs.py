@@ -1,5 +1,6 @@
 """The documentation is true: names that it gives exist, commands and settings that exist are in it."""
 
+import ast
 import importlib
 import re
 from importlib.metadata import entry_points
@@ -10,7 +11,9 @@ import typer
 from click import Command, Group
 from typer.main import get_command
 
+from agent_trainer.config import DqnConfig
 from cairn.cli import GROUP, make_app
+from cairn.run import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
@@ -27,7 +30,7 @@ def all_commands() -> list[str]:
     return [" ".join(("cairn", *path)) for path in commands(get_command(app))]
 
 
-@pytest.mark.parametrize("way", ["The way of a pixel"])
+@pytest.mark.parametrize("way", ["The way of a pixel", "The way of a replay tuple", "The way of a train message"])
 def test_every_step_of_a_way_in_the_architecture_exists(way: str) -> None:
     text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
     section = text.split(f"## {way}")[1].split("\n## ")[0]
@@ -61,4 +64,21 @@ def test_the_readme_captions_every_top_level_entry() -> None:
 
 
 def test_every_program_is_found_by_its_entry_point() -> None:
-    assert {point.name for point in entry_points(group=GROUP)} == {"aggregator", "demo", "edge", "study"}
+    programs = {"aggregator", "demo", "edge", "evaluate", "export", "runs", "study", "train"}
+    assert {point.name for point in entry_points(group=GROUP)} == programs
+
+
+def test_every_setting_of_a_dqn_is_documented() -> None:
+    page = (ROOT / "docs/TRAINING.md").read_text(encoding="utf-8")
+    for name, field in DqnConfig.model_fields.items():
+        found = re.search(rf"^\| `{name}` \| `([^`]*)` \|", page, re.MULTILINE)
+        assert found, f"docs/TRAINING.md has no row for {name}"
+        assert ast.literal_eval(found[1]) == field.default, name
+
+
+def test_every_strategy_and_its_numbers_are_documented() -> None:
+    page = (ROOT / "docs/TRAINING.md").read_text(encoding="utf-8")
+    for strategy, options in OPTIONS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{strategy}` |"))
+        for name, value in options.items():
+            assert f"`{name}` {value:g}" in row
