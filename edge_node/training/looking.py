@@ -1,15 +1,12 @@
 """What `cairn edge check` says of training; nothing is started and nothing is changed."""
 
-import http.client
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cairn import enrolment
 from edge_node.settings import SCENE_PATHS, SiteSettings
+from edge_node.training.link import link_fault
 from edge_node.training.surroundings import missing_packages, not_installed
-
-ANSWER_S = 10.0
 
 
 @dataclass
@@ -46,30 +43,8 @@ def check_training(settings: SiteSettings, superlink: str | None) -> TrainingRep
     if not enrolment.supernode_known(settings.identity_folder):
         report.remarks.append("the aggregator gets the key of this site's SuperNode when the service starts")
     if superlink:
-        if fault := _health(superlink, enrolment.tls_files(settings.identity_folder).ca):
+        if fault := link_fault(superlink, enrolment.tls_files(settings.identity_folder).ca):
             report.faults.append(fault)
     elif superlink is not None:
         report.remarks.append("the aggregator does not train: it has not said where its SuperLink is")
     return report
-
-
-def _health(superlink: str, ca: Path) -> str:
-    """Say what keeps the site from the SuperLink; nothing when it answers."""
-    host, _, port = superlink.rpartition(":")
-    try:
-        context = ssl.create_default_context(cafile=str(ca))
-        connection = http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=ANSWER_S, context=context)
-        try:
-            connection.request("GET", "/health")
-            status = connection.getresponse().status
-        finally:
-            connection.close()
-    except ssl.SSLError:
-        return f"the machine at {superlink} does not show a certificate of this federation; ask its operator"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"the SuperLink at {superlink} cannot be reached ({type(error).__name__}); check the firewall"
-    return (
-        ""
-        if status == http.client.OK
-        else f"the SuperLink at {superlink} answers {status} to /health; ask its operator"
-    )

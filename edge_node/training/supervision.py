@@ -12,6 +12,7 @@ from cairn.children import Child, Command
 from cairn.errors import TrainingError
 from edge_node.audit import AuditLog
 from edge_node.status import Board, Log, Problem
+from edge_node.training.link import LinkWatch
 from edge_node.training.surroundings import (
     Programs,
     Surroundings,
@@ -118,27 +119,29 @@ class Training:
             return Command((*self._programs.supernode, *around.supernode(superlink, port)), environment)
 
         supernode = Child("supernode", supernode_command, self._supernode_said, self._log)
+        link = LinkWatch(superlink, around.ca, self._patience.link)
+        link.start()
         supernode.start()
         self.trainer.start(lambda: Command((*self._programs.trainer, *around.trainer(port)), environment))
         steady = Steadiness(self._patience.steady), Steadiness(self._patience.steady)
         try:
             while not self._moved.wait(min(TICK_S, self._patience.ping)):
                 self.trainer.look_after()
-                self._tell(
-                    superlink, supernode, steady[0].often(supernode.starts), steady[1].often(self.trainer.starts)
-                )
+                self._tell(link, supernode, steady[0].often(supernode.starts), steady[1].often(self.trainer.starts))
         finally:
+            link.stop()
             supernode.ask()
             self.trainer.stop()
             supernode.stop(self._patience.grace)
 
-    def _tell(self, superlink: str, supernode: Child, supernode_often: int, trainer_often: int) -> None:
+    def _tell(self, link: LinkWatch, supernode: Child, supernode_often: int, trainer_often: int) -> None:
         problems = []
+        if link.fault:
+            problems.append(Problem("the SuperLink is not reached", link.fault))
         if supernode_often:
             sentence = (
                 f"Flower's SuperNode has ended {supernode_often - 1} times in a row and is started again: the "
-                f"aggregator may not know this site's key yet, or {superlink} may not be reached from here; see "
-                "training/supernode.log in state_dir"
+                "aggregator may not know this site's key yet; see training/supernode.log in state_dir"
             )
             problems.append(Problem("the SuperNode does not stay up", sentence))
         if trainer_often:
@@ -151,7 +154,7 @@ class Training:
         if problems:
             self._board.training("failing", problems[0].detail)
         elif supernode.running and self.trainer.running and self.trainer.ready:
-            self._board.training("running", f"is ready for rounds from {superlink}")
+            self._board.training("running", "is ready for rounds")
         else:
             self._board.training("starting", STARTING)
 

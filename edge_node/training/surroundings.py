@@ -65,6 +65,11 @@ class Surroundings:
         """Where all of it is."""
         return self.settings.training_folder
 
+    @property
+    def ca(self) -> Path:
+        """The federation's CA."""
+        return enrolment.tls_files(self.settings.identity_folder).ca
+
     def prepare(self) -> None:
         """Make the folders, the secret between SuperNode and trainer, and the trainer's settings."""
         for folder in (self.folder, self.settings.replay_folder, self.folder / "flower", self.folder / "site"):
@@ -86,7 +91,7 @@ class Surroundings:
         """Give the SuperNode's arguments."""
         return (
             *("--superlink", superlink),
-            *("--root-certificates", str(enrolment.tls_files(self.settings.identity_folder).ca)),
+            *("--root-certificates", str(self.ca)),
             *("--auth-supernode-private-key", str(enrolment.supernode_key(self.settings.identity_folder))),
             *("--isolation", "process"),
             *("--superexec-auth-secret-file", str(self._secret)),

@@ -43,12 +43,14 @@ class Patience:
     hung    without a word, until it is ended and started anew; importing torch from a slow disk takes a minute
     grace   to end in when asked, and again when told
     steady  after which a start is no longer one of several in a row
+    link    between two questions whether the SuperLink is there
     """
 
     ping: float = 30.0
     hung: float = 180.0
     grace: float = 4.0
     steady: float = 60.0
+    link: float = 30.0
 
 
 PATIENCE = Patience()

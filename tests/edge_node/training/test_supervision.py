@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,8 @@ from edge_node.training.surroundings import free_port, is_free
 from edge_node.training.trainer import Patience
 
 from ..conftest import wait_until
-from .conftest import STAND_IN, processes
+from ..federation import Authority
+from .conftest import QUICK, STAND_IN, processes
 
 
 def problems(site):
@@ -29,7 +31,7 @@ def test_both_run_once_the_superlink_is_known_and_end_with_the_service(site):
     with site.running():
         site.wait_ready()
         assert len(processes(site.settings)) == 2
-        assert site.board.snapshot().training.said == "is ready for rounds from superlink.example:9092"
+        assert site.board.snapshot().training.said == "is ready for rounds"
     assert processes(site.settings) == []
 
 
@@ -91,6 +93,17 @@ def test_a_child_that_keeps_dying_is_started_again_and_becomes_a_problem(trainer
     assert f"training/{log}.log" in sentence
     assert "patient7" in (site.settings.training_folder / f"{log}.log").read_text(encoding="utf-8")
     assert "patient7" not in site.log.getvalue()
+
+
+def test_a_superlink_that_is_not_reached_is_a_problem_while_both_processes_stay(site):
+    authority = Authority()
+    site.settings.identity_folder.mkdir(parents=True)
+    (site.settings.identity_folder / "ca.pem").write_bytes(authority.pem)
+    with site.running(patience=replace(QUICK, link=0.2)) as training:
+        training.superlink("127.0.0.1:1")
+        wait_until(lambda: any("cannot be reached" in sentence for sentence in problems(site)), "the problem")
+        assert training.trainer.scenes().scenes
+    assert "127.0.0.1:1 cannot be reached (ConnectionRefusedError); check the firewall" in problems(site)[0]
 
 
 def test_a_trainer_that_was_killed_comes_back_and_the_problem_list_stays_empty(site):
