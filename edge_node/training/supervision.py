@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cairn.children import Child, Command
+from cairn.children import Child, Command, Transcript, uncoloured
 from cairn.errors import TrainingError
 from edge_node.audit import AuditLog
 from edge_node.status import Board, Log, Problem
@@ -16,7 +16,6 @@ from edge_node.training.link import LinkWatch
 from edge_node.training.surroundings import (
     Programs,
     Surroundings,
-    Transcript,
     free_port,
     is_free,
     missing_packages,
@@ -160,7 +159,6 @@ class Training:
 
     def _supernode_said(self, line: str) -> None:
         self._transcript.write(line)
-        found = _LEVELS.search(line[:100])
-        if found:
+        if _LEVELS.search(line[:100]):
             # The SuperNode sees weights and numbers, no images and no names of files.
-            self._log.warning("supernode", said=line[:500])
+            self._log.warning("supernode", said=uncoloured(line)[:500])

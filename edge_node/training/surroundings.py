@@ -3,12 +3,10 @@
 import importlib.util
 import json
 import os
-import re
 import secrets
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from cairn.files import write_atomically
 from edge_node.settings import SiteSettings, Training
 
 PACKAGES = ("flwr", "torch")
-LOG_BYTES = 1 << 20
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Flower speaks to nobody but the SuperLink, installs nothing, and sends weights in few pieces.
 FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -144,24 +140,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-class Transcript:
-    """All that a child writes to its standard error, in a file that stays at the site: it may name files.
-
-    At most 1 MiB and the MiB before it. A disk that is full costs lines.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, line: str) -> None:
-        """Add a line."""
-        with suppress(OSError):
-            if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
-                self._path.replace(self._path.with_suffix(".log.1"))
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_COLOUR.sub("", line) + "\n")
 
 
 def for_log(line: str) -> dict[str, str | int | float | bool]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from cairn.children import Child, Command
+from cairn.children import Child, Command, Transcript
 from cairn.errors import CairnError
 from edge_node.audit import AuditLog, Departure
 from edge_node.status import Board, Log, Problem
@@ -28,10 +28,10 @@ from edge_node.training.messages import (
     Update,
 )
 from edge_node.training.rounds import Rounds
-from edge_node.training.surroundings import Transcript, for_log
+from edge_node.training.surroundings import for_log
 
 LINE_BYTES = 32 << 20  # an image for the page comes on one line
-ANSWER_S = 20.0
+ANSWER_S = 60.0  # the first question loads all images
 SEARCH_S = 60.0
 
 

@@ -192,7 +192,7 @@ function goTo(number) {
   const measures = path.distance_mm || path.q;
   $("measure-name").textContent = path.distance_mm ? "Distance" : "Value";
   $("measure").textContent = path.distance_mm ? `${measures[number].toFixed(1)} mm` : measures[number].toFixed(2);
-  $("headline").textContent = over ? `Found after ${last()} steps` : "Searching";
+  $("headline").textContent = over ? `Ended after ${last()} steps` : "Searching";
   $("found").textContent = over ? numbers(path.positions[path.end]) : "–";
   $("error").textContent = !over ? "–" : path.error_mm === null ? "unknown" : `${path.error_mm.toFixed(1)} mm`;
   $("chart-name").textContent = path.distance_mm

@@ -103,14 +103,14 @@ def test_in_a_browser_a_click_on_an_image_starts_a_search_that_ends_with_its_err
         page.locator("#speed").fill("60")
         box = page.locator("#canvas").bounding_box()
         page.locator("#canvas").click(position={"x": 0.4 * box["width"], "y": 0.5 * box["height"]})
-        page.get_by_text("Found after").wait_for(timeout=20_000)
+        page.get_by_text("Ended after").wait_for(timeout=20_000)
         error = page.locator("#error").text_content()
         assert error.endswith(" mm")
         assert float(error.removesuffix(" mm")) < 2
         steps = page.locator("#step-now").text_content()
         page.get_by_role("button", name="Play again").click()
         page.get_by_text("Searching", exact=True).wait_for(timeout=20_000)
-        page.get_by_text("Found after").wait_for(timeout=20_000)
+        page.get_by_text("Ended after").wait_for(timeout=20_000)
         assert page.locator("#step-now").text_content() == steps
         page.select_option("#image", "i2")
         page.get_by_role("button", name="Start in the middle").click()
@@ -118,7 +118,7 @@ def test_in_a_browser_a_click_on_an_image_starts_a_search_that_ends_with_its_err
         page.select_option("#image", "v1")
         page.locator("#slices").wait_for(timeout=20_000)
         page.get_by_role("button", name="Start in the middle").click()
-        page.get_by_text("Found after").wait_for(timeout=20_000)
+        page.get_by_text("Ended after").wait_for(timeout=20_000)
         assert page.locator("#found").text_content().endswith(", 4")
         assert complaints == [url for url in complaints if url.startswith("data:")]
 
