@@ -109,12 +109,23 @@ class Aggregator:
         self._store = BlobStore(settings.blobs_url)
         self._board = Board(self.engine, now)
         self._bell = Bell()
+        self._superlink: superlink.Superlink | None = None
         gate = Gate(self.engine, settings.federation, now)
         self._server = rpc.server([rpc.Admission(ROLES, gate, self._failed)], settings.limits.threads)
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
         ports = self._listen(authority)
         self.addresses = ports.addresses(settings)
-        self._superlink = self._trainer(authority, ports, programs) if settings.training else None
+        if ports.superlink:
+            self._superlink = superlink.Superlink(
+                self.engine,
+                authority,
+                superlink.places(settings, ports.listen, ports.superlink, self.addresses.superlink),
+                now=now,
+                log=log,
+                metrics=self.metrics,
+                tell_health=self._health,
+                programs=programs,
+            )
         self._uploads = Uploads(
             self.engine,
             self._store,
@@ -180,31 +191,6 @@ class Aggregator:
             count = partial(self._ask, partial(count_runs, state=state))
             self.metrics.runs.labels(state).set_function(count)
 
-    def _trainer(
-        self, authority: pki.Authority, ports: Ports, programs: superlink.Programs | None
-    ) -> superlink.Superlink:
-        settings = self._settings
-        assert settings.training is not None  # the caller looked
-        assert ports.superlink is not None  # chosen for this section
-        public = [*settings.addresses, self.addresses.superlink]
-        places = superlink.Places(
-            folder=settings.state_dir,
-            runs=settings.runs,
-            listen=(split_address(settings.training.superlink_listen)[0], ports.superlink),
-            hosts=tuple(split_address(address)[0] for address in public),
-            aggregator=(split_address(settings.listen)[0], ports.listen),
-        )
-        return superlink.Superlink(
-            self.engine,
-            authority,
-            places,
-            now=self._now,
-            log=self._log,
-            metrics=self.metrics,
-            tell_health=self._health,
-            programs=programs,
-        )
-
     def start(self) -> None:
         """Serve, then announce the addresses."""
         self._coordinator.start()
@@ -236,7 +222,7 @@ class Aggregator:
 
     def _listen(self, authority: pki.Authority) -> Ports:
         settings = self._settings
-        pages = make_app(self.engine, self._store, "", self.metrics.registry, self._now)
+        pages = make_app(self.engine, self._store, "", self.metrics.registry, self._now, training=self._training)
         public = [*settings.addresses, *([settings.enrolment_address] if settings.enrolment_address else [])]
         # The trainer reaches the aggregator where it listens, whatever the sites call it.
         hosts = [*(split_address(address)[0] for address in public), superlink.near(split_address(settings.listen)[0])]
@@ -254,6 +240,9 @@ class Aggregator:
             enrolment=lambda at: self._enrolment.add_secure_port(at, unknown),
             dashboard=open_web,
         )
+
+    def _training(self) -> dict[str, bool] | None:
+        return self._superlink.up if self._superlink else None
 
     def _invitation(self, authority: pki.Authority) -> Invitation:
         return Invitation(

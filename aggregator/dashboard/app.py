@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from aggregator.dashboard import assets, audits, maps, site_views, views, words
+from aggregator.dashboard import assets, audits, maps, runs, site_views, views, words
 from aggregator.dashboard.access import LIFETIME, Access, Session, open_tokens
 from aggregator.dashboard.guard import COOKIE, HEADERS, PLOTS_POLICY, SecurityHeaders, SignedIn
+from aggregator.dashboard.run_pages import RunPages, Training
 from aggregator.database import reading
 from aggregator.intake.store import BlobStore
 from cairn.errors import BadToken, CairnError
@@ -37,6 +38,7 @@ def make_app(
     clock: Callable[[], datetime],
     *,
     open_metrics: bool = True,
+    training: Training = lambda: None,
 ) -> Starlette:
     """Make the pages as an ASGI application; it only ever reads the database and the store.
 
@@ -44,9 +46,11 @@ def make_app(
     registry      the aggregator's metrics, shown at /metrics
     clock         gives the time, in UTC
     open_metrics  whether /metrics is shown without signing in, as a Prometheus server needs it
+    training      tells which processes of training are there, by name; None where there is no training
     """
     access = Access(open_tokens(engine, token_hash), clock)
-    pages = Pages(engine, store, access, clock)
+    pages = Pages(engine, store, access, clock, training)
+    run_pages = RunPages(engine, pages.page, training)
 
     def metrics(_request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -56,6 +60,9 @@ def make_app(
         Route("/sites", pages.sites),
         Route("/studies/{name}", pages.study),
         Route("/studies/{name}/{figure}.json", pages.figure),
+        Route("/runs", run_pages.all),
+        Route("/runs/{name}", run_pages.one),
+        Route("/runs/{name}/curves.json", run_pages.curves),
         Route("/audit", pages.audit),
         Route("/login", pages.login),
         Route("/login", pages.sign_in, methods=["POST"]),
@@ -79,8 +86,11 @@ def make_app(
 class Pages:
     """The handlers; each reads, fills a template and answers."""
 
-    def __init__(self, engine: Engine, store: BlobStore, access: Access, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, engine: Engine, store: BlobStore, access: Access, clock: Callable[[], datetime], training: Training
+    ) -> None:
         self._engine = engine
+        self._training = training
         self._maps = maps.Maps(engine, store)
         self._access = access
         self._clock = clock
@@ -93,6 +103,8 @@ class Pages:
         )
         self._templates.filters |= {
             "ago": words.ago,
+            "span": words.span,
+            "figure": words.figure,
             "bytes": words.bytes_,
             "count": words.count,
             "plain": words.plain,
@@ -106,20 +118,30 @@ class Pages:
         """Show all studies and sites, and what a person should look at."""
         with reading(self._engine) as session:
             sites, studies = site_views.sites(session, self._clock()), views.studies(session)
+            all_runs = runs.runs(session)
         totals = {
             "connected": sum(site.connected for site in sites),
             "enrolled": sum(site.state == "enrolled" for site in sites),
             "running": sum(study.state not in {"done", "failed"} for study in studies),
+            "training": sum(run.state in runs.AT_WORK for run in all_runs),
             "uploads": sum(site.uploads for site in sites),
             "bytes": sum(site.bytes_received for site in sites),
         }
-        notices = views.notices(sites, studies)
-        return self._page(request, "overview.html", sites=sites, studies=studies, totals=totals, notices=notices)
+        notices = [*views.notices(sites, studies), *runs.notices(all_runs, self._training())]
+        return self.page(
+            request,
+            "overview.html",
+            sites=sites,
+            studies=studies,
+            runs=all_runs,
+            totals=totals,
+            notices=sorted(notices, key=lambda notice: notice.tone != "bad"),
+        )
 
     def sites(self, request: Request) -> Response:
         """Show every site."""
         with reading(self._engine) as session:
-            return self._page(request, "sites.html", sites=site_views.sites(session, self._clock()))
+            return self.page(request, "sites.html", sites=site_views.sites(session, self._clock()))
 
     def study(self, request: Request) -> Response:
         """Show one study: its stages at each site, and its results when they are there."""
@@ -133,7 +155,7 @@ class Pages:
             merges = audits.merges(session, study=name)
         at_sites = [stage for stage in study.stages if stage.stage in views.AT_SITES]
         results = maps.read_results(study.results)
-        answer = self._page(
+        answer = self.page(
             request,
             "study.html",
             study=study,
@@ -166,7 +188,7 @@ class Pages:
             merges = audits.merges(session)
             entries, older = audits.entries(session, action, before)
             actions = audits.actions(session)
-        return self._page(
+        return self.page(
             request,
             "audit.html",
             merges=merges,
@@ -182,7 +204,7 @@ class Pages:
         way = _inside(request.query_params.get("next", "/"))
         if request.scope["session"]:
             return RedirectResponse(way, 303)
-        return self._page(request, "login.html", next=way, message="")
+        return self.page(request, "login.html", next=way, message="")
 
     async def sign_in(self, request: Request) -> Response:
         """Begin a session for who brings a token that opens."""
@@ -227,23 +249,24 @@ class Pages:
         assert isinstance(error, HTTPException)
         title = "Not found" if error.status_code == 404 else "Not possible"
         detail = "This page is not here." if error.detail == "Not Found" else error.detail
-        return self._page(request, "error.html", error.status_code, title=title, message=detail)
+        return self.page(request, "error.html", error.status_code, title=title, message=detail)
 
     def not_well(self, request: Request, error: Exception) -> Response:
         """Answer for a database or store that fails, with its own sentence."""
-        return self._page(request, "error.html", 503, title="The aggregator is not well", message=f"{error}.")
+        return self.page(request, "error.html", 503, title="The aggregator is not well", message=f"{error}.")
 
     def broken(self, request: Request, _error: Exception) -> Response:
         """Answer for what nobody foresaw, without telling its inside."""
         message = "This page could not be made; the aggregator's log says more."
-        answer = self._page(request, "error.html", 500, title="Something failed", message=message)
+        answer = self.page(request, "error.html", 500, title="Something failed", message=message)
         answer.headers.update(HEADERS)  # Starlette answers this one from outside of all middleware
         return answer
 
     def _door(self, request: Request, way: str, message: str, status: int) -> Response:
-        return self._page(request, "login.html", status, next=way, message=message)
+        return self.page(request, "login.html", status, next=way, message=message)
 
-    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        """Fill a template; 304 when the reader has the same already."""
         session: Session | None = request.scope.get("session")
         body = self._templates.get_template(template).render(
             values, here=request.url.path, holder=session.holder if session else "", now=self._clock()

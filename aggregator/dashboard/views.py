@@ -81,13 +81,13 @@ class Notice:
 
 
 def tone(state: str) -> str:
-    """Return the look of a study's, plan's or member's state: bad, attention, good or busy."""
+    """Return the look of a study's, run's, plan's or member's state: bad, attention, good or busy."""
     match state:
         case "failed" | "revoked" | "refused":
             return "bad"
-        case "awaiting_approval" | "invited":
+        case "awaiting_approval" | "invited" | "stopping" | "stopped" | "late" | "absent":
             return "attention"
-        case "done" | "enrolled" | "uploaded":
+        case "done" | "enrolled" | "uploaded" | "trained":
             return "good"
         case _:
             return "busy"

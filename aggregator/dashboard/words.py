@@ -37,6 +37,26 @@ def ago(moment: datetime, now: datetime) -> str:
     return f"{passed.days}{_THIN}d ago"
 
 
+def span(passed: timedelta) -> str:
+    """Write a length of time in its two largest units, coarsely."""
+    minutes = passed // timedelta(minutes=1)
+    if minutes < 1:
+        return f"{passed.total_seconds():.0f}{_THIN}s"
+    if minutes < 60:
+        return f"{minutes}{_THIN}min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60}{_THIN}h {minutes % 60}{_THIN}min"
+    return f"{minutes // 1440}{_THIN}days"
+
+
+def figure(number: float | None) -> str:
+    """Write a measured number with three digits that count, a dash where there is none."""
+    if number is None:
+        return "–"
+    text = f"{number:.3g}"
+    return f"{number:.0f}" if "e+" in text else text
+
+
 def short(text: object) -> str:
     """Cut what looks like a digest, or is long, to what a person compares."""
     words = str(text)

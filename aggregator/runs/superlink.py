@@ -30,7 +30,7 @@ from sqlalchemy import Engine
 from aggregator.members import pki
 from aggregator.members.server_certificate import LOOPBACK, RENEW_BEFORE
 from aggregator.members.trainer import admit_trainer
-from aggregator.settings import join_address
+from aggregator.settings import AggregatorSettings, join_address, split_address
 from aggregator.telemetry import Metrics
 from cairn.children import GRACE_S, Child, Command, Transcript, uncoloured
 from cairn.enrolment import tls_files
@@ -97,6 +97,23 @@ class Places:
         return self.superlink / "secret"
 
 
+def places(settings: AggregatorSettings, listen: int, superlink: int, address: str) -> Places:
+    """Say where things are.
+
+    listen, superlink  ports of the aggregator and of the SuperLink
+    address            of the SuperLink as the sites reach it
+    """
+    link = settings.training.superlink_listen if settings.training else settings.listen
+    public = (*settings.addresses, address)
+    return Places(
+        folder=settings.state_dir,
+        runs=settings.runs,
+        listen=(split_address(link)[0], superlink),
+        hosts=tuple(split_address(one)[0] for one in public),
+        aggregator=(split_address(settings.listen)[0], listen),
+    )
+
+
 def check_installed(packages: Iterable[str] = PACKAGES) -> None:
     """Raise ConfigError when what training needs is not there; nothing is imported."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
@@ -154,6 +171,7 @@ class Superlink:
         self._metrics = metrics
         self._health = tell_health
         self._programs = programs or Programs()
+        self.up = {"superlink": False, "trainer": False}  # whether each answers
         self._stopped = threading.Event()
         self._link = Child(
             "superlink", self._superlink_command, self._said("superlink", places.superlink), log, now=now
@@ -269,7 +287,9 @@ class Superlink:
     def _tell(self, service: str, *, up: bool) -> None:
         status = health_pb2.HealthCheckResponse
         self._health.set(service, status.SERVING if up else status.NOT_SERVING)
-        self._metrics.training_up.labels(service.removeprefix("cairn.")).set(up)
+        process = service.removeprefix("cairn.")
+        self._metrics.training_up.labels(process).set(up)
+        self.up[process] = up
 
 
 def _try_port(host: str, port: int) -> int:

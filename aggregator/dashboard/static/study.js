@@ -4,9 +4,7 @@
   const version = () => document.getElementById("version");
   const map = document.getElementById("embedding");
   const bandChoice = document.getElementById("band");
-  const plain = { displayModeBar: false, responsive: true, displaylogo: false };
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const narrow = () => matchMedia("(max-width: 700px)").matches;
+  const { plain, style, narrow, themed, library } = window.cairnPlots;
   const ARRAYS = { u1: Uint8Array, i2: Int16Array, f4: Float32Array, f8: Float64Array };
   const grouped = new Intl.NumberFormat("en"); // one for all: making one for each number takes most of a second
   let shown = "";    // version of the results that is drawn
@@ -19,33 +17,11 @@
     return new ARRAYS[typed.dtype](bytes.buffer);
   }
 
-  // Plotly is large: it comes after the page is there, and only when there is a map to draw.
-  let plotly = null;
-  const library = () => plotly ??= new Promise((resolve, reject) => {
-    const script = Object.assign(document.createElement("script"), { src: version().dataset.plotly });
-    script.addEventListener("load", resolve);
-    script.addEventListener("error", () => { plotly = null; reject(new Error("Plotly did not load")); });
-    document.head.append(script);
-  });
-
   async function get(figure, extra = "") {
     const where = version().dataset;
     const answer = await fetch(`/studies/${where.name}/${figure}.json?v=${where.version}${extra}`, { credentials: "same-origin" });
     if (!answer.ok) throw new Error(`${figure}: ${answer.status}`);
     return answer.json();
-  }
-
-  function themed(layout) {
-    const axis = (given) => ({ gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line"), ...given });
-    return {
-      ...layout,
-      xaxis: axis(layout.xaxis),
-      yaxis: axis(layout.yaxis),
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: style("--sans"), size: 12, color: style("--muted") },
-      hoverlabel: { bgcolor: style("--ink"), bordercolor: style("--ink"), align: "left", font: { family: style("--sans"), size: 13, color: style("--surface") } },
-    };
   }
 
   function names() {

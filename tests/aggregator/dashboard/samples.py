@@ -13,11 +13,24 @@ from sqlalchemy.orm import Session
 
 from aggregator.database import audit, writing
 from aggregator.intake.store import BlobStore
-from aggregator.tables import Answer, Certificate, Member, Merge, Plan, Progress, Study, Upload
+from aggregator.tables import (
+    Answer,
+    Certificate,
+    Member,
+    Merge,
+    Plan,
+    Progress,
+    Run,
+    RunLog,
+    RunRound,
+    Study,
+    Upload,
+)
 from cairn.codec import encode_plan
 from cairn.pixels import WEIGHT_ONE, PixelLevels, Quantiser
 from cairn.plan import CountsPlan, MomentsPlan, RangesPlan, RecoveryPlan, StageName, prefix_levels
 from cairn.plan import Plan as PlanValue
+from cairn.run import parse_run
 from cairn.sketch import SketchSpec
 from cairn.study import parse_spec
 
@@ -135,6 +148,70 @@ def add_done_stage(
     digest = hexes("merge", plan.fingerprint)
     session.add(Merge(plan=plan.fingerprint, digest=digest, uploads=[upload.id for upload in uploads], at=at))
     audit(session, at, "aggregator", "merge", plan.fingerprint, uploads=len(uploads), digest=digest)
+
+
+def add_run(session: Session, name: str, state: str, rounds: int, now: datetime = NOW, **values: object) -> Run:
+    """Add a run with so many rounds of three sites, of which one was late in round 3 and one failed in the last."""
+    spec = parse_run(
+        {
+            "name": name,
+            "algorithm": "dqn",
+            "rounds": 30,
+            "min_sites": 2,
+            "strategy": "fedprox",
+            "settings": {"tasks": ["sella", "nasion"], "replay": "sketched"},
+        }
+    )
+    start = now - timedelta(hours=2)
+    given = {"created_at": start, "queued_at": start, "message": ""} | values
+    if rounds:
+        given = {"started_at": start + timedelta(minutes=1)} | given
+    run = Run(name=name, spec=spec.model_dump(mode="json"), state=state, round=rounds, **given)
+    session.add(run)
+    session.flush()
+    for number in range(1, rounds + 1):
+        session.add(a_round(name, number, rounds, start + timedelta(minutes=3 * number)))
+        session.add(RunLog(run=name, line=number, at=start, text=f"round {number} counts: 3 of 3 sites"))
+    return run
+
+
+def a_round(name: str, number: int, rounds: int, ended: datetime) -> RunRound:
+    sites = []
+    for place, site in enumerate(SITES[:3]):
+        state = "late" if (number, place) == (3, 2) else "failed" if (number, place) == (rounds, 1) else "trained"
+        loss = 2.0 / number + 0.2 * place
+        metrics = {
+            "examples": 48_000.0 + place,
+            "loss": loss,
+            "reward": 0.1 * number + 0.05 * place,
+            "seconds": 100.0 + place,
+            "replay/unique_share": 0.9 - (0.01 + 0.002 * place) * number,
+            "replay/effective": (1000.0 - 100 * place) * number,
+            "replay/fill": min(1.0, (0.05 - 0.01 * place) * number),
+            "validation/sella/n": 10.0,
+            "validation/sella/mean_mm": 9.0 / number + place,
+            "validation/nasion/n": 30.0,
+            "validation/nasion/mean_mm": 5.0 / number + place,
+        }
+        reason = {"late": "no answer within 1 h", "failed": "Diverged: the loss of update 17 is not a number"}
+        sites.append(
+            {
+                "site": site,
+                "state": state,
+                "reason": reason.get(state, ""),
+                "metrics": metrics if state == "trained" else {},
+                "bytes": 4_200_000,
+            }
+        )
+    over_all = {
+        "loss": 2.0 / number + 0.1,
+        "reward": 0.1 * number,
+        "replay/unique_share": 0.9 - 0.01 * number,
+        "validation/sella/mean_mm": 9.0 / number + 1,
+        "validation/nasion/mean_mm": 5.0 / number + 1,
+        "validation/mean_mm": 6.0 / number + 1,
+    }
+    return RunRound(run=name, round=number, ended_at=ended, seconds=104.5, metrics=over_all, sites=sites)
 
 
 def heavy_hitters(rows: int = 20_000, seed: int = 0) -> pa.Table:
@@ -277,3 +354,8 @@ def fill(engine: Engine, store: BlobStore, folder: Path, now: datetime = NOW, ro
             created_at=now - timedelta(days=20),
             message="The merged moments are singular: fewer than 8 bands differ; check the bands and create it anew",
         )
+
+        add_run(session, "sella-run", "running", 25, now)
+        add_run(session, "knee-pilot", "failed", 4, now, message="Diverged: every site's update holds NaN",
+                created_at=now - timedelta(days=9), ended_at=now - timedelta(days=8))  # fmt: skip
+        add_run(session, "next-run", "queued", 0, now - timedelta(minutes=1))

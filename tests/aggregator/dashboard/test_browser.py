@@ -9,11 +9,21 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from aggregator.database import writing
-from aggregator.tables import Member, Plan, Progress, Study
+from aggregator.tables import Member, Plan, Progress, Run, RunLog, Study
 
 WAIT_MS = 60_000  # a machine that is busy with other tests draws slowly; a quiet one needs two seconds
 UPDATE_MS = 20_000
-PATHS = ["/", "/sites", "/audit", "/studies/melanoma-states", "/studies/lung-map", "/studies/colon-pilot"]
+PATHS = [
+    "/",
+    "/sites",
+    "/audit",
+    "/studies/melanoma-states",
+    "/studies/lung-map",
+    "/studies/colon-pilot",
+    "/runs",
+    "/runs/sella-run",
+    "/runs/next-run",
+]
 # Plotly carries the style of a map library that these pages never use; the browser refuses it, as it should.
 REFUSED = "Applying inline style violates"
 
@@ -172,6 +182,60 @@ def test_the_map_appears_without_reloading_when_the_study_has_one(
     assert desktop.evaluate("window.stayed") is True
 
 
+def test_the_curves_of_a_run_are_drawn_and_grow_with_its_rounds(
+    desktop: Page, served: Any, samples: ModuleType, errors: list[str]
+) -> None:
+    desktop.goto(f"{served.address}/runs/sella-run")
+    desktop.wait_for_selector("#curves[data-drawn]", timeout=WAIT_MS)
+    assert desktop.locator("#curves .curve").count() == 8
+    last = "Math.max(...document.querySelector('#curve-loss .plot')._fullData.at(-1).x)"
+    assert desktop.evaluate(last) == 25
+    widths = desktop.evaluate(
+        "[...document.querySelectorAll('.curve')].map(n => n.clientWidth - n.querySelector('.main-svg').clientWidth)"
+    )
+    assert all(0 <= width < 60 for width in widths), "each is as wide as its card"
+    strokes = desktop.evaluate(
+        "[...document.querySelectorAll('#curve-error .js-line')].filter(line => line.getTotalLength() > 50)"
+        ".map(line => getComputedStyle(line).stroke)"
+    )
+    assert len(strokes) == len(set(strokes)) == 4, "three sites and all of them, each in a colour of its own"
+    desktop.evaluate("window.stayed = true")
+    with writing(served.federation.engine) as session:
+        run = session.get(Run, "sella-run")
+        run.round, run.message = 26, "waits for 2 sites"
+        session.add(samples.a_round("sella-run", 26, 30, samples.NOW))
+        session.add(RunLog(run="sella-run", line=26, at=samples.NOW, text="round 26 counts at last"))
+    desktop.wait_for_function(f"{last} === 26", timeout=WAIT_MS)
+    expect(desktop.locator("#log li").first).to_contain_text("round 26 counts at last")
+    expect(desktop.locator("#head")).to_contain_text("waits for 2 sites")
+    assert desktop.locator("#curves .curve").count() == 8
+    assert desktop.evaluate("window.stayed") is True
+    assert errors == []
+
+
+def test_the_curves_appear_without_reloading_with_the_first_round(
+    desktop: Page, served: Any, samples: ModuleType
+) -> None:
+    with writing(served.federation.engine) as session:
+        samples.add_run(session, "young-run", "running", 0)
+    desktop.goto(f"{served.address}/runs")
+    desktop.get_by_role("link", name="young-run").click()
+    expect(desktop.locator("#curves")).to_be_hidden()
+    assert desktop.evaluate("typeof Plotly") == "undefined"
+    with writing(served.federation.engine) as session:
+        session.get(Run, "young-run").round = 1
+        session.add(samples.a_round("young-run", 1, 30, samples.NOW))
+    desktop.wait_for_selector("#curves[data-drawn]", timeout=WAIT_MS)
+    expect(desktop.locator("#sites")).to_contain_text("bern-insel")
+
+
+def test_curves_that_cannot_be_drawn_leave_the_page_usable(desktop: Page, served: Any) -> None:
+    desktop.route("**/plotly.min.js*", lambda route: route.abort())
+    desktop.goto(f"{served.address}/runs/knee-pilot", wait_until="domcontentloaded")
+    expect(desktop.locator("#sites")).to_contain_text("bern-insel")
+    expect(desktop.locator("#curves")).to_contain_text("could not be drawn", timeout=WAIT_MS)
+
+
 def test_a_session_that_ends_leads_back_to_the_door(desktop: Page, served: Any) -> None:
     desktop.goto(f"{served.address}/sites")
     desktop.context.clear_cookies()
@@ -216,6 +280,8 @@ def test_nothing_is_wider_than_a_phone(phone: Page, served: Any, path: str) -> N
     phone.goto(served.address + path)
     if path.endswith("melanoma-states"):
         phone.wait_for_selector("#charts[data-drawn]", timeout=WAIT_MS)
+    if path.endswith("sella-run"):
+        phone.wait_for_selector("#curves[data-drawn]", timeout=WAIT_MS)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     beyond = phone.evaluate(
         """() => [...document.querySelectorAll("main *")].filter(node => {

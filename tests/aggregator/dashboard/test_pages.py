@@ -17,7 +17,17 @@ from aggregator.tables import Answer, Member, Plan, Study
 
 Visit = Callable[..., httpx.Client]
 HTML = {"accept": "text/html"}
-PAGES = ["/", "/sites", "/audit", "/studies/melanoma-states", "/studies/lung-map", "/studies/colon-pilot"]
+PAGES = [
+    "/",
+    "/sites",
+    "/audit",
+    "/studies/melanoma-states",
+    "/studies/lung-map",
+    "/studies/colon-pilot",
+    "/runs",
+    "/runs/sella-run",
+    "/runs/next-run",
+]
 
 
 def words(page: str) -> str:
