@@ -101,7 +101,7 @@ def _line(name: str, points: Mapping[int, float], unit: str, colour: str) -> Jso
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(x) < 30 else "lines",
-        "name": name,
+        "name": name.replace("<", "‹"),  # Plotly reads markup in names, and a site may send any
         "x": x,
         "y": [float(f"{points[number]:.6g}") for number in x],
         "line": line,

@@ -121,6 +121,13 @@ def test_one_site_is_drawn_once(filled: Any) -> None:
     assert [trace["name"] for trace in loss["data"]] == ["north"]
 
 
+def test_markup_in_the_name_of_a_task_is_no_markup_in_a_plot(filled: Any) -> None:
+    metrics = {"validation/<a href='http://x'>click</a>/mean_mm": 1.0, "validation/sella/mean_mm": 2.0}
+    row = RunRound(run="x", round=1, ended_at=filled.clock(), seconds=3.0, metrics=metrics, sites=[])
+    (tasks,) = [figure for figure in curves.curves([row]) if figure["id"] == "tasks"]
+    assert [trace["name"] for trace in tasks["data"]] == ["‹a href='http://x'>click‹/a>", "sella"]
+
+
 def test_errors_over_tasks_are_weighted_by_images() -> None:
     assert runs.error_mm({"validation/a/mean_mm": 1.0, "validation/a/n": 3.0, "validation/b/mean_mm": 5.0}) == 1.0
     assert runs.error_mm({"loss": 1.0}) is None
