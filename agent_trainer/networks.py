@@ -47,7 +47,7 @@ class QNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
         """
         x = states.to(torch.float32, memory_format=self.memory)
         if states.dtype == torch.uint8:
-            x = x / LEVELS
+            x = x.div_(LEVELS)  # a copy of ours
         for layer in self.convolutions:
             x = conv_pool_relu(x, layer.weight, layer.bias, PADDING)
         x = torch.cat([x.flatten(1), functional.one_hot(task, self.tasks).to(x.dtype)], 1)
