@@ -47,15 +47,16 @@ class Pace:
     def __init__(self, quick_s: float, idle_s: float, recent_s: float, reply_s: float) -> None:
         self._quick_s, self._idle_s, self._recent_s, self._reply_s = quick_s, idle_s, recent_s, reply_s
         self._busy_at = -recent_s
+        self._wait = time.sleep
 
     def sleep(self, seconds: float) -> None:
         """Sleep as long as is right for what the loop waits for."""
         now = time.monotonic()
         if seconds < 1:
             self._busy_at = now
-            time.sleep(self._reply_s)
+            self._wait(self._reply_s)
         else:
-            time.sleep(self._quick_s if now - self._busy_at < self._recent_s else self._idle_s)
+            self._wait(self._quick_s if now - self._busy_at < self._recent_s else self._idle_s)
 
 
 def end_with_stdin() -> None:

@@ -54,8 +54,8 @@ class Middle:
                 with Control(self._link) as control:
                     control.stop_runs()  # those of a trainer that was killed
                     self._claim(control)
-            except Unreachable as error:
-                self._words.say("waiting", reason=str(error))
+            except CairnError as error:  # SuperLink or the aggregator is away, or does not want this trainer
+                self._words.say("waiting", kind=type(error).__name__, reason=str(error))
                 self._stop.wait(AWAY_S)
 
     def _claim(self, control: Control) -> None:

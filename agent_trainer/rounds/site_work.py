@@ -26,7 +26,7 @@ from agent_trainer.rounds.models import Model, Models
 from agent_trainer.rounds.wire import EXAMPLES, Order
 from agent_trainer.scenes.sources import SceneSource, load_scenes
 from cairn import codec, kernels
-from cairn.errors import CairnError, PlanMismatch, PolicyError
+from cairn.errors import CairnError, PlanMismatch, PolicyError, TrainingError
 from cairn.files import write_atomically
 from cairn.hashing import Keys
 from cairn.plan import ReplayPlan, ReplayRangesPlan, fingerprint
@@ -157,10 +157,15 @@ class SiteWork:
             if now - told > TELL_EVERY_S:
                 told = now
                 self._talk.round(order.run, order.number, "trains", sums.numbers())
+        if sums is None or not sums.updates:
+            raise TrainingError(
+                f"the round's deadline of {order.deadline_s:.0f} s left no time for an update; give rounds more time, "
+                "or a smaller warm_up"
+            )
         stats = practice.replay.stats()
         unique = {} if stats.unique_share is None else {"replay/unique_share": stats.unique_share}
         return {
-            **(sums.numbers() if sums else {}),
+            **sums.numbers(),
             **unique,
             "replay/effective": stats.effective,
             "replay/fill": stats.fill,

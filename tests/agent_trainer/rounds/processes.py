@@ -126,6 +126,7 @@ class Federation:
     def __init__(self, folder: Path, sites: tuple[str, ...] = ("north", "south")) -> None:
         self.folder = folder
         self._processes: dict[str, subprocess.Popen] = {}
+        self.closing = False
         self._authority = pki.make_authority("demo", datetime.now(UTC))
         pki.save_authority(self._authority, folder)
         self.secret = folder / "secret"
@@ -239,6 +240,7 @@ class Federation:
 
     def close(self) -> None:
         """Close all standard inputs, and see that every process ends of that."""
+        self.closing = True
         for process in self._processes.values():
             with suppress(OSError):
                 process.stdin.close()
@@ -292,7 +294,9 @@ class Site:
     def _keep_node(self, process: subprocess.Popen) -> None:
         # As the edge does: a SuperNode whose key is not registered yet ends, and is started again.
         code = process.wait()
-        if code not in {0, -9} and self._federation._processes.get(f"{self.name}-node") is process:
+        process.stdin.close()
+        kept = self._federation._processes.get(f"{self.name}-node") is process
+        if code not in {0, -9} and kept and not self._federation.closing:
             self.start_node()
 
     def start_trainer(self) -> None:

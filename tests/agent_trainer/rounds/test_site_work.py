@@ -1,0 +1,228 @@
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from agent_trainer.config import DqnConfig
+from agent_trainer.dqn import Learner
+from agent_trainer.rounds.edge_talk import EdgeTalk
+from agent_trainer.rounds.layout import flatten, layout_of
+from agent_trainer.rounds.models import Models
+from agent_trainer.rounds.replay_plans import ReplayPlans
+from agent_trainer.rounds.site_work import SiteSettings, SiteWork
+from agent_trainer.rounds.wire import Order
+from agent_trainer.scenes.sources import read_sources
+from cairn import codec
+from cairn.errors import ConfigError, PlanMismatch, PolicyError, TrainingError
+from cairn.kernels import load
+from cairn.plan import ReplayPlan, fingerprint
+from cairn.sketch import Sketch
+from cairn.tally import Tally, zeros
+from cairn.transitions import cell_histogram
+
+CONFIG = DqnConfig(
+    tasks=("liver",),
+    box=12,
+    channels=(4,),
+    kernels=(3,),
+    hidden=(8,),
+    step_limit=20,
+    envs=4,
+    batch=8,
+    warm_up=16,
+    capacity=500,
+    steps_per_update=4,
+    round_updates=5,
+    replay="sketched",
+    sketch_depth=3,
+    sketch_width=256,
+)
+LEARNER = Learner(CONFIG, 1, 4, seed=1)
+WEIGHTS = flatten(LEARNER.weights())
+
+
+class Edge(io.StringIO):
+    """The edge node at the other end: keeps what it hears, and answers updates at once."""
+
+    def __init__(self, answer="send"):
+        super().__init__()
+        self.heard, self.answer, self.talk = [], answer, None
+
+    def write(self, text):
+        for line in text.splitlines():
+            if line:
+                news = json.loads(line)
+                self.heard.append(news)
+                if news["event"] == "update":
+                    reply = {"do": self.answer, "id": news["id"], "sentence": "the disk is full"}
+                    threading.Thread(target=self.talk.heard, args=(reply,)).start()
+        return len(text)
+
+    def events(self, kind):
+        return [news for news in self.heard if news["event"] == kind]
+
+
+def site(tmp_path, *, edge=None, scenes=None, runs=("run",)):
+    edge = edge or Edge()
+    edge.talk = EdgeTalk(edge)
+    spool = tmp_path / "spool"
+    spool.mkdir(exist_ok=True)
+    told = scenes or [{"kind": "generated", "tasks": ["liver"], "images": 4, "size": 32}]
+    settings = SiteSettings(runs, read_sources(json.dumps(told), tmp_path), "cpu", tmp_path / "site", spool)
+    return SiteWork(settings, Models(tmp_path / "models"), edge.talk, 7), edge
+
+
+def order(number=1, config=CONFIG, **changes):
+    values = {
+        "run": "run",
+        "number": number,
+        "settings": config.model_dump_json(),
+        "seed": 3,
+        "layout": layout_of(LEARNER.weights()),
+        "evaluate": False,
+        "deadline_s": 120.0,
+    }
+    return Order(**(values | changes))
+
+
+def test_a_round_changes_the_weights_and_tells_how_it_went(tmp_path):
+    work, edge = site(tmp_path)
+    metrics, trained = work.train(order(), WEIGHTS)
+    assert metrics["updates"] == 5
+    assert metrics["examples"] == 3, "one of four images validates"
+    assert metrics["loss"] > 0
+    assert 0 < metrics["replay/fill"] < 1
+    assert trained.shape == WEIGHTS.shape
+    assert not np.array_equal(trained, WEIGHTS)
+    assert [news["phase"] for news in edge.events("round")] == ["begins", "ends"]
+    (update,) = edge.events("update")
+    assert update["bytes"] == trained.nbytes
+
+
+def test_an_order_that_comes_twice_is_answered_without_training_again(tmp_path):
+    work, edge = site(tmp_path)
+    first = work.train(order(), WEIGHTS)
+    again = work.train(order(), WEIGHTS)
+    assert again[0] == first[0]
+    np.testing.assert_array_equal(again[1], first[1])
+    assert len(edge.events("update")) == 1
+    other = work.train(order(), WEIGHTS * np.float32(0.5))
+    assert not np.array_equal(other[1], first[1]), "other weights are another order"
+
+
+def test_learner_and_replay_stay_between_rounds(tmp_path):
+    work, _ = site(tmp_path)
+    work.train(order(1), WEIGHTS)
+    practice = work._practice[1]
+    held = len(practice.replay)
+    work.train(order(2), WEIGHTS)
+    assert work._practice[1] is practice
+    assert practice.learner.updates == 10
+    assert len(practice.replay) > held
+
+
+def test_a_restarted_site_keeps_its_optimiser_and_its_exploration(tmp_path):
+    work, _ = site(tmp_path)
+    work.train(order(1), WEIGHTS)
+    steps = work._practice[1]._steps
+    restarted, _ = site(tmp_path)
+    restarted.train(order(2), WEIGHTS)
+    assert restarted._practice[1].learner.updates == 10
+    assert restarted._practice[1]._steps > steps
+
+
+def merged(published, rows):
+    stage = codec.decode_plan(published).stage
+    tables = zeros(stage)
+    tables["transitions"] += len(rows)
+    if isinstance(stage, ReplayPlan):
+        sketch = Sketch(stage.sketch, load("numpy"))
+        sketch.update(rows)
+        tables[stage.table] += sketch.table
+    else:
+        tables["cells"] += cell_histogram(rows)
+    return Tally(fingerprint(published), tables)
+
+
+def test_cells_then_keys_are_handed_to_the_edge_and_the_merged_counts_draw_the_replay(tmp_path):
+    work, edge = site(tmp_path)
+    plans = ReplayPlans("run", CONFIG)
+    for number in (1, 2, 3):
+        plan, counts = plans.plan(number), plans.counts()
+        content = b""
+        if counts:
+            codec.write_tally(tmp_path / "counts.tally", counts)
+            content = (tmp_path / "counts.tally").read_bytes()
+        metrics, _ = work.train(order(number, plan=plan, coder_plan=plans.published, counts=content), WEIGHTS)
+        assert edge.events("replay")[-1]["fingerprint"] == fingerprint(plan).hex()
+        rows = np.load(tmp_path / "spool" / f"{fingerprint(plan).hex()}.npy")
+        assert rows.dtype == (np.uint8 if number == 1 else np.uint64)
+        plans.absorb(plan, merged(plan, rows))
+    assert 0 < metrics["replay/unique_share"] < 1
+    practice = work._practice[1]
+    keys = practice.replay._rows.table["key"][practice.replay._rows.by_age()]
+    counted = practice.replay._estimate(keys)
+    assert counted.max() > 1, "the federation's counts are in use"
+
+
+def test_evaluation_measures_the_weights_that_came_and_keeps_them_for_the_page(tmp_path):
+    work, _ = site(tmp_path)
+    metrics = work.evaluate(order(4), WEIGHTS)
+    assert metrics["validation/liver/n"] == 1
+    assert metrics["validation/liver/mean_mm"] > 0
+    model = Models(tmp_path / "models").load(None)
+    assert (model.run, model.number) == ("run", 4)
+    np.testing.assert_array_equal(flatten({name: model.weights[name] for name, _ in order().layout}), WEIGHTS)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    work, _ = site(tmp_path)
+    with pytest.raises(TrainingError, match="another network"):
+        work.train(order(layout=(("w", (3,)),)), np.zeros(3, np.float32))
+
+
+def test_a_run_that_the_sites_policy_does_not_name_is_refused(tmp_path):
+    work, edge = site(tmp_path, runs=("sella-*",))
+    with pytest.raises(PolicyError, match="does not take part in the run run"):
+        work.train(order(), WEIGHTS)
+    assert edge.heard == []
+
+
+def test_an_update_that_the_edge_keeps_back_is_not_sent(tmp_path):
+    work, edge = site(tmp_path, edge=Edge("keep"))
+    with pytest.raises(PolicyError, match=r"^the site keeps its update back: the disk is full$"):
+        work.train(order(), WEIGHTS)
+    edge.answer = "send"
+    assert work.train(order(), WEIGHTS)[0]["updates"] == 5
+
+
+def test_a_site_with_another_task_set_tells_its_people_why_and_the_aggregator_only_the_kind(tmp_path):
+    work, edge = site(tmp_path, scenes=[{"kind": "generated", "tasks": ["spleen"], "images": 4, "size": 32}])
+    with pytest.raises(ConfigError):
+        work.train(order(), WEIGHTS)
+    (problem,) = edge.events("problem")
+    assert "spleen" in problem["sentence"]
+    assert "spleen" not in problem["kind"]
+
+
+def test_a_deadline_that_leaves_no_time_for_an_update_is_an_error_and_not_an_old_weight(tmp_path):
+    work, _ = site(tmp_path)
+    with pytest.raises(TrainingError, match="left no time for an update"):
+        work.train(order(deadline_s=1e-6), WEIGHTS)
+
+
+def test_a_long_round_ends_before_its_deadline(tmp_path):
+    work, _ = site(tmp_path)
+    metrics, _ = work.train(order(config=CONFIG.model_copy(update={"round_updates": 10**9}), deadline_s=4.0), WEIGHTS)
+    assert 0 < metrics["updates"] < 10**9
+    assert metrics["seconds"] < 4.0
+
+
+def test_counts_of_another_plan_are_refused(tmp_path):
+    work, _ = site(tmp_path)
+    plans = ReplayPlans("run", CONFIG)
+    ranges = plans.plan(1)
+    with pytest.raises(PlanMismatch, match="another kind"):
+        work.train(order(coder_plan=ranges), WEIGHTS)
