@@ -3,8 +3,8 @@
 `python -m benchmarks dqn` measures what takes a minute or two. The figures of docs/BENCHMARKS.md took longer:
 
     python -m benchmarks.dqn ceph --updates 6000 --seeds 0 --learners local centralised federated
-    python -m benchmarks.dqn tasks --updates 6000 --seeds 0 --tasks 1 2 3 4
-    python -m benchmarks.dqn replay --updates 4000 --seeds 0 1 2
+    python -m benchmarks.dqn tasks --updates 4000 --seeds 0 --tasks 1 2 3
+    python -m benchmarks.dqn replay --updates 3000 --seeds 0 1 2
     python -m benchmarks.dqn picture FILE.jsonl docs/pictures/dqn-replay.png
 
 `--set '{"gamma": 0.9}'` changes settings. One thread; a seed is that of the weights, exploration and draws.
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[dqn_ceph.SELLA], help="numbers of landmarks; 1 is sella")
     parser.add_argument("--learners", nargs="+", default=LEARNERS, choices=LEARNERS)
     parser.add_argument("--forms", nargs="+", default=list(dqn_replay.FORMS), choices=dqn_replay.FORMS)
-    parser.add_argument("--rounds", type=int, default=8, help="of the replay runs")
     parser.add_argument("--set", type=json.loads, default={}, help="settings, as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,7 +59,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         case "tasks":
             yield from dqn_ceph.agents(given.tasks, given.seeds, given.updates, given.set)
         case "replay":
-            yield from dqn_replay.replay(given.forms, given.seeds, given.updates, given.rounds, given.set)
+            yield from dqn_replay.replay(given.forms, given.seeds, given.updates, given.set)
         case "bytes":
             yield from dqn_replay.sent(given.updates)
         case "speed":

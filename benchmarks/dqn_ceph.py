@@ -45,7 +45,8 @@ SMALL: dict[str, Any] = {
     "steps_per_update": 8,
     "warm_up": 3000,
     "capacity": 150_000,
-    "round_updates": 500,
+    "round_updates": 150,
+    "target_at_round_start": True,
 }
 
 
@@ -137,24 +138,26 @@ def ceph(
 def agents(tasks: Sequence[str], seeds: Sequence[int], updates: int, settings: dict[str, Any]) -> Iterator[Line]:
     """Measure one agent for all tasks against one agent a task, all trained centrally.
 
-    Each agent makes `updates`, so those of one task see their task as many times oftener as there are tasks; and
-    `shared` has as many updates as all of them together.
+    The shared agent is measured at `updates`, and when it has made as many as the agents of one task together.
     """
     for seed in seeds:
-        plans: dict[str, tuple[tuple[str, ...], int]] = {f"alone_{task}": ((task,), updates) for task in tasks}
-        plans |= {"shared": (tuple(tasks), updates), "shared_longer": (tuple(tasks), updates * len(tasks))}
-        for name, (some, count) in plans.items():
-            config = DqnConfig(tasks=some, **{**SMALL, **settings})
-            scenes, test = read_ceph(config)
+        plans: dict[str, tuple[str, ...]] = {"alone": (), "shared": tuple(tasks)}
+        for name, of in plans.items():
+            for some in [of] if of else [(task,) for task in tasks]:
+                yield from _course(f"dqn/tasks/{name}", some, seed, (updates, updates * len(of)), settings)
+
+
+def _course(
+    name: str, tasks: tuple[str, ...], seed: int, marks: Sequence[int], settings: dict[str, Any]
+) -> Iterator[Line]:
+    """Train one agent and measure it after so many updates; a mark of 0 is none."""
+    config = DqnConfig(tasks=tasks, **{**SMALL, **settings})
+    scenes, test = read_ceph(config)
+    with tempfile.TemporaryDirectory() as folder:
+        practice = Practice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
+        done, spent = 0, 0.0
+        for mark in filter(None, marks):
             began = time.process_time()
-            made = one(config, scenes, seed, count)
-            spent = time.process_time() - began
-            yield from lines(
-                f"dqn/tasks/{name.split('_')[0] if name.startswith('alone') else name}",
-                config,
-                made,
-                test,
-                seed=seed,
-                updates=count,
-                cpu_s=round(spent),
-            )
+            train(practice, mark - done)
+            done, spent = mark, spent + time.process_time() - began
+            yield from lines(name, config, practice, test, seed=seed, updates=mark, cpu_s=round(spent))

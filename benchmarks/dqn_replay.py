@@ -20,13 +20,17 @@ from agent_trainer.practice import Practice
 from agent_trainer.rounds.layout import flatten
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.scenes.sources import Scenes
-from benchmarks.dqn_ceph import SELLA, SMALL, STARTS, deal, read_ceph, train
+from benchmarks.dqn_ceph import SELLA, SMALL, deal, read_ceph, train
 from cairn import codec, kernels
 from cairn.plan import ReplayPlan, ReplayRangesPlan, fingerprint
 from cairn.tally import Tally, zeros
 from cairn.transitions import cell_histogram
 
 Line = dict[str, Any]
+
+ROUND = 500  # updates between two tallies
+EVERY = 2  # rounds between two measurements
+STARTS = 3  # searches an image; fewer than where the last figure counts
 
 # The forms of drawing compared; "coarse" has a state code of 2 x 2 cells with 4 values each.
 COARSE: dict[str, Any] = {"pool": (2, 2), "radix": 4}
@@ -42,29 +46,29 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def replay(
-    forms: Sequence[str], seeds: Sequence[int], updates: int, rounds: int, settings: dict[str, Any]
-) -> Iterator[Line]:
-    """Measure each form's errors after every round on the test images of sella."""
+def replay(forms: Sequence[str], seeds: Sequence[int], updates: int, settings: dict[str, Any]) -> Iterator[Line]:
+    """Measure each form's errors after every second round on the test images of sella."""
     for seed in seeds:
         for form in forms:
             config = DqnConfig(tasks=(SELLA,), **{**SMALL, "beta_updates": updates, **settings, **FORMS[form]})
-            yield from curve(form, config, seed, updates, rounds)
+            yield from curve(form, config, seed, updates)
 
 
-def curve(form: str, config: DqnConfig, seed: int, updates: int, rounds: int) -> Iterator[Line]:
-    """Train one agent in rounds; a line a round."""
+def curve(form: str, config: DqnConfig, seed: int, updates: int) -> Iterator[Line]:
+    """Train one agent in rounds; a line a measurement."""
     scenes, test = read_ceph(config)
     plans = ReplayPlans("benchmark", config)
     with tempfile.TemporaryDirectory() as folder:
         practice = Practice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
         spent = 0.0
-        for number in range(1, rounds + 1):
+        for number in range(1, updates // ROUND + 1):
             began = time.process_time()
             take_counts(practice, plans)
-            train(practice, updates // rounds)
+            train(practice, ROUND)
             tally_round(practice, plans, number)
             spent += time.process_time() - began
+            if number % EVERY:
+                continue
             (found,) = evaluate(test, config, practice.learner.q_values, STARTS).values()
             stats = practice.replay.stats()
             yield {
@@ -73,7 +77,7 @@ def curve(form: str, config: DqnConfig, seed: int, updates: int, rounds: int) ->
                 "unit": "mm",
                 **found.numbers(),
                 "seed": seed,
-                "updates": number * updates // rounds,
+                "updates": number * ROUND,
                 "kept": stats.kept,
                 "unique_share": stats.unique_share,
                 "effective": round(stats.effective),

@@ -2,6 +2,8 @@
 
 Both take turns, round after round, and each one's best turn counts; a second is one of the processor's. The
 other gets as many environments as ours has searches, in its own DummyVecEnv, and the same updates for as many steps.
+The replay holds so much that hardly any Q of the target network is remembered; `update_remembered` is with so little
+that nearly all are, as they come to be between two changes of the target network.
 """
 
 import tempfile
@@ -29,9 +31,9 @@ from benchmarks.dqn_ceph import SMALL, train
 Line = dict[str, Any]
 ORGAN = "heart"
 SETTINGS: dict[str, dict[str, Any]] = {"small": SMALL, "paper": {"steps_per_update": 8}}
-TURNS, UPDATES = 5, {"small": 40, "paper": 8}
+TURNS, UPDATES = 3, {"small": 40, "paper": 8}
 STEPS = 20  # of all searches, in a turn
-HELD = 640  # transitions before the first update
+HELD, FEW = 20_000, 640  # transitions before the first update
 AGAINST = "stable_baselines3"
 
 
@@ -56,12 +58,18 @@ class Convolutions(BaseFeaturesExtractor):
 def speed(wanted: str) -> Iterator[Line]:
     """Measure one network: "small", which two cores can train, or the "paper" one."""
     torch.set_num_threads(1)
-    base = DqnConfig(tasks=(ORGAN,), **{**SETTINGS[wanted], "warm_up": HELD, "capacity": 20_000, "epsilon_steps": 1})
+    base = DqnConfig(
+        tasks=(ORGAN,), **{**SETTINGS[wanted], "warm_up": HELD, "capacity": 2 * HELD, "epsilon_steps": HELD}
+    )
     scenes = generated_scenes(Generated(tasks=(ORGAN,), images=20), 2)
     theirs = baseline(base, scenes)
     with tempfile.TemporaryDirectory() as folder:
-        ours = Practice(Scenes(tuple(scenes), ()), base, 0, "cpu", Path(folder))
+        ours = Practice(Scenes(tuple(scenes), ()), base, 0, "cpu", Path(folder) / "many")
         train(ours, 1)
+        few = Practice(
+            Scenes(tuple(scenes), ()), base.model_copy(update={"warm_up": FEW}), 0, "cpu", Path(folder) / "few"
+        )
+        train(few, 1)
         searches = Searches(scenes, base, np.random.default_rng(0))
         searches.reset(np.zeros(base.envs, np.int64))
         rng, count = np.random.default_rng(0), UPDATES[wanted]
@@ -81,10 +89,10 @@ def speed(wanted: str) -> Iterator[Line]:
             for _ in range(STEPS):
                 environments.step(rng.integers(0, base.actions, base.envs))
 
-        def update_ours() -> None:
+        def update(mine: Practice) -> None:
             for _ in range(count):
-                batch = ours.replay.sample(base.batch)
-                ours.replay.update(batch.index, ours.learner.update(batch).td_error)
+                batch = mine.replay.sample(base.batch)
+                mine.replay.update(batch.index, mine.learner.update(batch).td_error)
 
         def train_theirs() -> None:
             theirs.learn(count * int(base.steps_per_update), reset_num_timesteps=False)
@@ -92,7 +100,8 @@ def speed(wanted: str) -> Iterator[Line]:
         steps, loop = STEPS * base.envs, count * int(base.steps_per_update)
         works: dict[str, tuple[Callable[[], None], Callable[[], None], int, str]] = {
             "environment": (step_ours, step_theirs, steps, "steps/s"),
-            "update": (update_ours, lambda: theirs.train(count, base.batch), count, "updates/s"),
+            "update": (lambda: update(ours), lambda: theirs.train(count, base.batch), count, "updates/s"),
+            "update_remembered": (lambda: update(few), lambda: theirs.train(count, base.batch), count, "updates/s"),
             "training": (lambda: train(ours, count), train_theirs, loop, "steps/s"),
         }
         for name, (mine, other, items, unit) in works.items():
