@@ -9,6 +9,7 @@ import json
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from agent_trainer.config import DqnConfig, read_config
@@ -18,7 +19,8 @@ from agent_trainer.rounds.desk import GrpcDesk
 from agent_trainer.rounds.executors import server_task
 from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.layout import Weights
-from agent_trainer.rounds.run import Run
+from agent_trainer.rounds.run import RoundReport, Run
+from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words
 from cairn.enrolment import tls_files
 from cairn.errors import CairnError, Unreachable
@@ -88,16 +90,25 @@ class Middle:
         about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
         checkpoints = Checkpoints(self._folder / spec.name, about)
         run = Run(spec, config, first_weights(config, spec.seed), checkpoints, self._desk)
+        tracker = Tracker(self._folder / spec.name, spec, self._desk.log)
         if run.reported is not None:
             self._desk.report(run.reported)
             self._desk.log(f"goes on behind round {run.progress.round}")
-        while True:
-            try:
-                return self._rounds(control, run)
-            except Unreachable as error:
-                self._desk.log(f"SuperLink is away, the round is begun again when it is back: {error}")
-                while not self._reached(control):
-                    self._stop.wait(AWAY_S)
+
+        def report(one: RoundReport) -> None:
+            self._desk.report(one)
+            tracker.note(one)
+
+        try:
+            while True:
+                try:
+                    return self._rounds(control, run, report)
+                except Unreachable as error:
+                    self._desk.log(f"SuperLink is away, the round is begun again when it is back: {error}")
+                    while not self._reached(control):
+                        self._stop.wait(AWAY_S)
+        finally:
+            tracker.close()
 
     def _reached(self, control: Control) -> bool:
         try:
@@ -106,16 +117,16 @@ class Middle:
             return False
         return True
 
-    def _rounds(self, control: Control, run: Run) -> tuple[str, str]:
+    def _rounds(self, control: Control, run: Run, report: Callable[[RoundReport], None]) -> tuple[str, str]:
         """Play rounds in one Flower run until there are no more, or a person has asked to stop."""
         with server_task(self._link, control.start_run()) as grid:
             while not run.finished:
                 if self._desk.stopping():
                     return "stopped", f"stopped by an operator after round {run.progress.round}"
-                for report in run.play(grid, self._sites(control)):
-                    self._desk.report(report)
-            for report in run.evaluate(grid, self._sites(control)):
-                self._desk.report(report)
+                for one in run.play(grid, self._sites(control)):
+                    report(one)
+            for one in run.evaluate(grid, self._sites(control)):
+                report(one)
         return "done", run.finished
 
     def _sites(self, control: Control) -> dict[int, str]:
