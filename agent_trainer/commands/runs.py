@@ -1,5 +1,6 @@
 """`cairn runs …`: look at training runs, stop and resume them, compare them."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def logs(
     profile: ProfileOption,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Print a run's log.
 
@@ -78,28 +80,40 @@ def logs(
     with operator_channel(profile) as channel, errors_from_wire():
         request = training_pb2.ReadLogRequest(name=name, follow=follow)
         for line in training_pb2_grpc.RunsStub(channel).ReadLog(request, timeout=None if follow else CALL_SECONDS):
-            typer.echo(f"{line.at.ToDatetime():%Y-%m-%d %H:%M:%S}  {line.text}")
+            typer.echo(
+                json.dumps(as_dict(line)) if as_json else f"{line.at.ToDatetime():%Y-%m-%d %H:%M:%S}  {line.text}"
+            )
 
 
 @app.command()
-def stop(name: NameArgument, profile: ProfileOption) -> None:
+def stop(name: NameArgument, profile: ProfileOption, *, as_json: JsonOption = False) -> None:
     """End a run after the round that is under way; its last checkpoint stays.
 
     Example: `cairn runs stop sella`
     """
     with operator_channel(profile) as channel, errors_from_wire():
         _stub(channel).StopRun(training_pb2.StopRunRequest(name=name), timeout=CALL_SECONDS)
-    typer.echo(f"{name} ends with its round; resume it with: cairn runs resume {name}")
+        run = _stub(channel).ShowRun(training_pb2.ShowRunRequest(name=name), timeout=CALL_SECONDS).summary
+    if as_json:
+        print_json(as_dict(run))
+    elif run.state == "stopping":
+        typer.echo(f"{name} ends with its round; resume it with: cairn runs resume {name}")
+    else:
+        typer.echo(f"{name} is {run.state}")
 
 
 @app.command()
-def resume(name: NameArgument, profile: ProfileOption) -> None:
+def resume(name: NameArgument, profile: ProfileOption, *, as_json: JsonOption = False) -> None:
     """Put a stopped or failed run back into the queue; it goes on behind its last checkpoint.
 
     Example: `cairn runs resume sella`
     """
     with operator_channel(profile) as channel, errors_from_wire():
         _stub(channel).ResumeRun(training_pb2.ResumeRunRequest(name=name), timeout=CALL_SECONDS)
+        run = _stub(channel).ShowRun(training_pb2.ShowRunRequest(name=name), timeout=CALL_SECONDS).summary
+    if as_json:
+        print_json(as_dict(run))
+        return
     typer.echo(f"{name} is in the queue again; follow it with: cairn runs show {name} --watch")
 
 

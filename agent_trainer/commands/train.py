@@ -67,15 +67,17 @@ def dqn(
     * `cairn train dqn --config run.toml --set replay="sketched" --set batch=96 --no-watch`
     """
     values = _read_file(config) if config else {}
-    own = dict(values.get("settings", {})) | dict(map(_setting, settings or []))
-    if task or study:
-        own["tasks"] = list(task or [TISSUE_TASK])
+    own = _own(values, config) | dict(map(_setting, settings or []))
+    if task:
+        own["tasks"] = list(task)
+    elif study:
+        own.setdefault("tasks", [TISSUE_TASK])
     given: dict[str, Any] = {
         "name": name or (f"{study}-dqn" if study and "name" not in values else None),
         "rounds": rounds,
         "min_sites": min_sites,
         "strategy": strategy,
-        "round_deadline": timedelta(seconds=deadline) if deadline else None,
+        "round_deadline": None if deadline is None else timedelta(seconds=deadline),
         "patience": patience,
         "seed": seed,
     }
@@ -126,6 +128,14 @@ def _check_study(channel: grpc.Channel, study: str) -> None:
             f"the study {study} is in the state {found.summary.state}, so its label images are not written yet; "
             f"wait for it with: cairn study show {study} --wait"
         )
+
+
+def _own(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """Return the DQN's own settings of a run's file. Raises ConfigError."""
+    own = values.get("settings", {})
+    if not isinstance(own, dict):
+        raise ConfigError(f"{config}: settings is {own!r}; write them as a table, [settings]")
+    return dict(own)
 
 
 def _setting(text: str) -> tuple[str, Any]:

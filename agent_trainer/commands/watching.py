@@ -81,8 +81,15 @@ def _number(metrics: Any, name: str) -> str:
 def _site(site: training_pb2.SiteRound) -> str:
     if site.state != "trained":
         return f"{site.site}: {site.state}{f' ({site.reason})' if site.reason else ''}"
-    error = site.metrics.get("validation/mean_mm")
-    return f"{site.site} {error:.2f} mm" if error is not None else site.site
+    error = _error(site)
+    return site.site if error is None else f"{site.site} {error:.2f} mm"
+
+
+def _error(site: training_pb2.SiteRound) -> float | None:
+    """Return a site's mean error over all its tasks' validation images, in mm: Σ n·mean_mm / Σ n."""
+    counts = {name.removesuffix("/n"): n for name, n in site.metrics.items() if name.endswith("/n")}
+    total = sum(counts.values())
+    return sum(n * site.metrics[f"{task}/mean_mm"] for task, n in counts.items()) / total if total else None
 
 
 def run_as_dict(run: training_pb2.ShowRunResponse) -> dict[str, Any]:

@@ -197,8 +197,10 @@ class Attempt:
                 letter.outcome = Outcome(self._sites[node_id], "failed", reason[:300])
 
     def _hopeful(self) -> int:
-        """Count the sites that have trained or still may."""
-        return sum(not letter.outcome or letter.outcome.state == "trained" for letter in self._letters.values())
+        """Count the sites that have trained or, being there, still may."""
+        return sum(
+            letter.outcome.state == "trained" if letter.outcome else letter.here for letter in self._letters.values()
+        )
 
     def _awaited(self) -> bool:
         """Tell whether a site that is there still works on its message."""

@@ -73,6 +73,16 @@ def test_below_quorum_a_round_waits_for_more_sites_until_the_deadline():
     assert 60 <= took < 62
 
 
+def test_in_place_of_a_site_that_went_away_one_that_came_later_is_asked():
+    clock = MovingClock()
+    gone, later = Site(silent), Site(adds(1), online=False)
+    clock.at(5, lambda: setattr(later, "online", True))
+    clock.at(10, lambda: setattr(gone, "online", False))
+    outcomes, took = play({1: Site(adds(1)), 2: gone, 3: later}, clock=clock)
+    assert states(outcomes) == {"north": "trained", "south": "failed", "west": "trained"}
+    assert 10 <= took < 13
+
+
 def test_below_quorum_at_the_deadline_the_sentence_names_who_was_missing():
     outcomes, took = play({1: Site(adds(1)), 2: Site(silent), 3: Site(adds(1), online=False)})
     assert took >= 100
