@@ -52,7 +52,7 @@ def evaluate(
 
     trained = read_model(Path(model)) if Path(model).is_file() else fetched(profile, model, round_number)
     config = trained.config
-    found = load_scenes(read_sources(_list(scenes), scenes.parent), config)
+    found = load_scenes(read_sources(_list(scenes), scenes.parent), config, learning=False)
     for problem in found.problems:
         typer.echo(f"left out: {problem}", err=True)
     wanted = found.validation if held_out else (*found.train, *found.validation)

@@ -28,8 +28,10 @@ class Scenes:
     problems: tuple[str, ...] = ()
 
 
-def load_scenes(sources: Sequence[SceneSource], config: DqnConfig) -> Scenes:
+def load_scenes(sources: Sequence[SceneSource], config: DqnConfig, *, learning: bool = True) -> Scenes:
     """Read all sources; what cannot be read gives a problem each, and the rest goes on.
+
+    learning  false when nobody will learn from them: then one image does
 
     A file's own split goes first; elsewhere config.validation_share of the images, chosen by the hash of their names,
     validate, with all their tasks, and at least one on either side if a share is wanted.
@@ -61,8 +63,8 @@ def load_scenes(sources: Sequence[SceneSource], config: DqnConfig) -> Scenes:
     chosen = _chosen(free, config.validation_share, taken=bool(validation))
     train += [scene for scene in free if scene.name not in chosen]
     validation += [scene for scene in free if scene.name in chosen]
-    _check(train + validation, config, strange, problems)
-    if not train:
+    _check(train + validation, config, strange, problems, 2 if learning else 1)
+    if learning and not train:
         raise ImageError("all images of this site are for validation; expected at least one to learn from")
     return Scenes(tuple(train), tuple(validation), tuple(problems))
 
@@ -77,7 +79,7 @@ def _read(source: SceneSource, config: DqnConfig, only: str | None = None) -> Fo
             return Found(tuple((scene, None) for scene in generated_scenes(source, config.axes)))
 
 
-def _check(scenes: Sequence[Scene], config: DqnConfig, strange: set[str], problems: Sequence[str]) -> None:
+def _check(scenes: Sequence[Scene], config: DqnConfig, strange: set[str], problems: Sequence[str], least: int) -> None:
     """Refuse a site that cannot take part, and say why."""
     first = f"; the first problem: {problems[0]}" if problems else ""
     if not scenes:
@@ -85,7 +87,7 @@ def _check(scenes: Sequence[Scene], config: DqnConfig, strange: set[str], proble
         raise ConfigError(
             f"this site has no image with a landmark of the run's tasks ({', '.join(config.tasks)}); {here}{first}"
         )
-    if len({scene.name for scene in scenes}) < 2:
+    if len({scene.name for scene in scenes}) < least:
         raise ImageError(
             f"this site has one image with a landmark of the run's tasks; expected at least two, one to learn from and "
             f"one to validate on{first}"
