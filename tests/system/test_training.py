@@ -5,18 +5,22 @@ in `tests/agent_trainer/rounds`; children of killed services in `tests/aggregato
 """
 
 import json
+import shutil
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tomli_w
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from aggregator.intake.merging import load_merged
 from cairn import codec
 from cairn.errors import CairnError
 from cairn.tally import Tables, add
+from deploy.processes import Program
 from edge_node import audit
 from tests.system.observing import Observed
 from tests.system.training import (
@@ -27,13 +31,18 @@ from tests.system.training import (
     ended,
     log_of,
     rounds_of,
+    run_of,
     states_of,
     status,
     train,
     training_federation,
+    trains,
+    wait_in,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+LONG = 400  # updates of a round that a kill falls into
 TRAINED = dict.fromkeys(SITES, "trained")
 
 
@@ -63,7 +72,7 @@ def uploaded(seen: Observed, name: str) -> dict[int, dict[str, Tables]]:
 
 
 def assert_merges_are_sums(seen: Observed, name: str) -> None:
-    """Compare every merged replay table with the sum of the uploads in the ledger, and their sum with the checkpoint."""
+    """Compare every merged replay table with the sum of the ledger's uploads, and their sum with the checkpoint."""
     sums: Tables = {}
     for (stage, number), (fingerprint, plan) in seen.plans(name).items():
         expected = {table: np.zeros(shape, np.int64) for table, shape in plan.stage.shapes().items()}
@@ -102,9 +111,7 @@ def test_a_run_goes_to_its_end_and_tells_what_every_site_did(whole: dict[str, An
     assert all(0 < site["metrics"]["replay/unique_share"] <= 1 for site in whole["rounds"][2]["sites"])
 
 
-def test_bytes_are_those_of_the_model_both_ways_and_of_what_comes_with_it(
-    seen: Observed, whole: dict[str, Any]
-) -> None:
+def test_bytes_are_those_of_the_model_both_ways_and_of_what_comes_along(seen: Observed, whole: dict[str, Any]) -> None:
     made = load_file(seen.running.state / "runs" / "open-whole" / "round-000003" / "weights.safetensors")
     model = sum(array.nbytes for array in made.values())
     assert all(np.isfinite(array).all() for array in made.values())
@@ -174,9 +181,7 @@ def listed(seen: Observed, site: str) -> str:
     return json.dumps(next(one for one in sites if one["name"] == site))
 
 
-def test_a_run_can_be_listed_shown_read_compared_and_measured(seen: Observed, whole: dict[str, Any]) -> None:
-    (row,) = json.loads(cairn(seen, "runs", "list", "--json"))["runs"]
-    assert row == whole["summary"]
+def test_a_run_can_be_shown_again_and_its_best_model_measured(seen: Observed, whole: dict[str, Any]) -> None:
     assert json.loads(cairn(seen, "runs", "show", "open-whole", "--json")) == whole
     scenes = seen.running.folder / "scenes.toml"
     made = {"kind": "generated", "images": 3, "size": 40, "seed": 9, "tasks": ["liver"]}
@@ -236,3 +241,85 @@ def test_below_quorum_a_run_fails_with_one_sentence_and_is_finished_when_the_sit
     assert json.loads(cairn(seen, "runs", "show", "private", "--watch", "--json"))["summary"]["state"] == "done"
     assert states_of(seen, "private") == {1: TRAINED}
     assert_merges_are_sums(seen, "private")
+
+
+def children_of(program: Program) -> list[psutil.Process]:
+    return psutil.Process(program.process.pid).children(recursive=True)
+
+
+@pytest.mark.usefixtures("whole")  # all sites are there
+def test_a_site_killed_in_mid_round_costs_its_update_and_is_in_a_later_round_again(seen: Observed) -> None:
+    create(seen, "open-faults", rounds=1000, round_updates=LONG)
+    wait_in(seen, "open-faults", "site-2 trains", lambda: trains(seen, "site-2", "open-faults", 1))
+    seen.running.sites.pop("site-2").kill()
+    wait_in(seen, "open-faults", "the round's end", lambda: 1 in states_of(seen, "open-faults"))
+    first = rounds_of(seen, "open-faults")[1]
+    assert [first[site]["state"] for site in SITES] == ["trained", "failed", "trained"]
+    assert first["site-2"]["reason"] == "its SuperNode went away in mid-round"
+    seen.running.start_site("site-2")
+    wait_in(seen, "open-faults", "its return", lambda: TRAINED in states_of(seen, "open-faults").values())
+    assert "ends with its round" in cairn(seen, "runs", "stop", "open-faults")
+    stopped = ended(seen, "open-faults")
+    assert (stopped.state, stopped.message) == ("stopped", f"stopped by an operator after round {stopped.round}")
+    assert list(states_of(seen, "open-faults")) == list(range(1, stopped.round + 1))
+    assert_merges_are_sums(seen, "open-faults")
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_sentence_and_the_run_goes_on_with_the_right_one(
+    seen: Observed,
+) -> None:
+    before = run_of(seen, "open-faults").round
+    newest = max((seen.running.state / "runs" / "open-faults").glob("round-*"))
+    right = shutil.copy(newest / "weights.safetensors", seen.running.folder)
+    save_file({**load_file(right), "last.bias": np.zeros(6, np.float32)}, newest / "weights.safetensors")
+    cairn(seen, "runs", "resume", "open-faults")
+    with pytest.raises(CairnError) as refused:
+        cairn(seen, "runs", "show", "open-faults", "--watch")
+    sentence = f"the checkpoint of round {before} has the array last.bias of (6,) where last.bias of (4,) was"
+    assert sentence in str(refused.value)
+    shutil.copy(right, newest / "weights.safetensors")
+    cairn(seen, "runs", "resume", "open-faults")
+    wait_in(seen, "open-faults", "a round more", lambda: run_of(seen, "open-faults").round > before)
+    cairn(seen, "runs", "stop", "open-faults")
+    stopped = ended(seen, "open-faults")
+    assert stopped.state == "stopped"
+    assert list(states_of(seen, "open-faults")) == list(range(1, stopped.round + 1))
+
+
+@pytest.mark.usefixtures("whole")  # all sites are there
+def test_an_aggregator_killed_in_mid_round_costs_no_round_and_counts_none_twice(seen: Observed) -> None:
+    create(seen, "open-restart", rounds=3, min_sites=3, round_updates=LONG)
+    wait_in(seen, "open-restart", "site-1 trains", lambda: trains(seen, "site-1", "open-restart", 2))
+    left = children_of(seen.running.aggregator)
+    seen.running.aggregator.kill()
+    assert psutil.wait_procs(left, timeout=30)[1] == [], "SuperLink and trainer end with their aggregator"
+    seen.running.start_aggregator()
+    finished = ended(seen, "open-restart")
+    assert (finished.state, finished.message) == ("done", "all 3 rounds are done")
+    assert states_of(seen, "open-restart") == dict.fromkeys((1, 2, 3), TRAINED)
+    assert log_of(seen, "open-restart")[0] == "goes on behind round 1"
+    assert_merges_are_sums(seen, "open-restart")
+    for number, sites in uploaded(seen, "open-restart").items():
+        assert sorted(sites) == list(SITES), number
+    for site in SITES:
+        sent = [line["plan"] for line in audit_lines(seen, site) if line["event"] == "acknowledged"]
+        assert len(sent) == len(set(sent))
+
+
+def test_a_federation_that_is_stopped_leaves_no_process_and_no_port_behind(seen: Observed) -> None:
+    """The last test: there is no federation after it."""
+    wait_until(seen, "all processes", lambda: all(len(children_of(one)) >= 2 for one in seen.running.programs))
+    processes = [child for program in seen.running.programs for child in children_of(program)]
+    everyone = [*processes, *(psutil.Process(program.process.pid) for program in seen.running.programs)]
+    ports = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in everyone
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(ports) >= 4 + 3 * 3, "the aggregator's three and SuperLink's; a site's two and its SuperNode's"
+    seen.running.stop()
+    assert [program.process.returncode for program in seen.running.programs] == [0] * 4
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    for address in ports:
+        socket.create_server(address).close()

@@ -151,6 +151,17 @@ def wait_until(seen: Observed, what: str, so: Callable[[], bool]) -> None:
     wait_for(what, so, seen.running.programs, PATIENCE_S)
 
 
+def wait_in(seen: Observed, name: str, what: str, so: Callable[[], bool]) -> None:
+    """Wait until something is so in a run, and no longer than the run goes on."""
+
+    def found() -> bool:
+        run = run_of(seen, name)
+        assert run.state not in {"done", "failed", "stopped"}, f"{name} is {run.state} ({run.message}) before {what}"
+        return so()
+
+    wait_until(seen, what, found)
+
+
 def ended(seen: Observed, name: str) -> tables.Run:
     """Wait for the end of a run."""
     wait_until(seen, f"the end of {name}", lambda: run_of(seen, name).state in {"done", "failed", "stopped"})
