@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from agent_trainer.scenes.pixels import (
+    TOGETHER,
     Picture,
     coarser,
     four_slices,
@@ -255,6 +256,8 @@ def _entries(row: Mapping[str, Any], named: Mapping[str, tuple[str, ...]], place
 def masks(folder: Path, settings: LandmarkFiles) -> Iterator[Landmark | str]:
     """Find the centre of each value in each mask of a folder; names are the values. Sentences for masks unread."""
     for source in {source.id: source for source in images_by_name(folder).values()}.values():
+        if source.format == TOGETHER:
+            continue  # its files are masks, each for an image of its own
         try:
             picture = read_picture(source)
             yield from centres(source.id, picture, settings)

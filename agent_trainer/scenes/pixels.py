@@ -16,6 +16,7 @@ Values: TypeAlias = npt.NDArray[Any]
 Spacing: TypeAlias = tuple[float, ...]
 
 TRANSPARENCY = "A"
+TOGETHER = "tiff-folder"  # the format of TIFFs that are the channels of one image
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,18 @@ def four_slices(depth: int, middle: int) -> list[int]:
 def images_by_name(folder: Path) -> Mapping[str, ImageSource]:
     """Find the images of a folder by path and by file name, both also without ending; ambiguous names are left out.
 
+    Single-channel TIFFs of one folder are one image, as everywhere, and each is one by its own name, as X-rays are.
     Raises ImageError when there is no such folder.
     """
     found: dict[str, ImageSource | None] = {}
-    for source in find_images(folder):
+    sources = find_images(folder)
+    apart = [
+        ImageSource(path.relative_to(folder).as_posix(), (path,), "tiff")
+        for source in sources
+        if source.format == TOGETHER
+        for path in source.paths
+    ]
+    for source in (*sources, *apart):
         plain = source.name.split(".")[0]
         for name in {source.id, source.name, plain, source.id[: len(source.id) - len(source.name)] + plain}:
             found[name] = None if name in found and found[name] != source else source

@@ -107,6 +107,24 @@ def test_a_landmark_outside_is_a_problem_and_the_rest_goes_on(folder: Path) -> N
     assert ["outside the image" in problem for problem in found.problems] == [True] * 3
 
 
+def test_plain_tiffs_of_one_folder_are_images_of_their_own_and_their_masks_too(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for number in (1, 2):
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", RNG.integers(0, 255, (30, 40), np.uint8))
+        mask = np.zeros((30, 40), np.uint8)
+        mask[10 * number, 20] = 1
+        tifffile.imwrite(tmp_path / "masks" / f"{number}.tif", mask)
+    found = read(tmp_path, "image,task,x_mm,y_mm\n1.tif,a,3,4.5\n2,b,1,2\n")
+    assert [s.name for s, _ in found.scenes] == ["1.tif", "2.tif"]
+    settings = LandmarkFiles(
+        landmarks=tmp_path / "masks", images=tmp_path / "images", spacing_mm=(0.5, 0.5), tasks={"a": "1"}
+    )
+    found = landmark_scenes(settings, 2, ("a",))
+    assert found.problems == ()
+    assert [(s.name, s.landmark_mm.tolist()) for s, _ in found.scenes] == [("1.tif", [5, 10]), ("2.tif", [10, 10])]
+
+
 def test_an_image_of_nan_is_a_problem_and_the_rest_goes_on(folder: Path) -> None:
     values = np.ones((30, 40), np.float32)
     values[2, 2] = np.nan
