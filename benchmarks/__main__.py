@@ -18,6 +18,7 @@ MODULES = {
     "scaling": "benchmarks.ingest",
     "replay": "benchmarks.replay",
     "dqn": "benchmarks.dqn",
+    "rounds": "benchmarks.rounds",
 }
 
 

@@ -5,6 +5,7 @@ a run (messages, aggregation, checkpoint); `bare` is Flower's own FedAvg loop wi
 (`--isolation subprocess`), on the same weights in 16 arrays. CPU seconds are of all processes, those ended included.
 """
 
+import logging
 import os
 import shutil
 import socket
@@ -115,6 +116,7 @@ def main(grid, context):
 
 def run() -> Iterator[dict[str, Any]]:
     """Measure both ways with a model of 10 MB and with almost none."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     bare = {size: bare_rounds(size) for size in MEGABYTES}
     warm = {size: warm_rounds(size) for size in MEGABYTES}
     for size in MEGABYTES:

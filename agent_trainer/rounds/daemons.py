@@ -13,6 +13,7 @@
 
 # ruff: noqa: PLC0415 - each daemon loads only itself, and after the constants that it reads at import are set
 
+import math
 import os
 import signal
 import sys
@@ -40,23 +41,26 @@ GRACE_S = 10.0
 class Pace:
     """Stands in for the module `time` in SuperNode's loop, which sleeps 3 s without work and 0.5 s for a reply.
 
-    quick_s, idle_s  between two questions for work: within `recent_s` of the last reply, and later
-    reply_s          between two looks for the app's reply
+    Without work the sleep grows from `quick_s` by a tenth of the time since the last reply, up to `idle_s`: the next
+    round comes soon after a reply, or not so soon.
+
+    reply_s  between two looks for the app's reply
     """
 
-    def __init__(self, quick_s: float, idle_s: float, recent_s: float, reply_s: float) -> None:
-        self._quick_s, self._idle_s, self._recent_s, self._reply_s = quick_s, idle_s, recent_s, reply_s
-        self._busy_at = -recent_s
-        self._wait = time.sleep
+    def __init__(self, quick_s: float, idle_s: float, reply_s: float) -> None:
+        self._quick_s, self._idle_s, self._reply_s = quick_s, idle_s, reply_s
+        self._busy_at = -math.inf
 
     def sleep(self, seconds: float) -> None:
         """Sleep as long as is right for what the loop waits for."""
-        now = time.monotonic()
+        time.sleep(self.wait_s(seconds, time.monotonic()))
+
+    def wait_s(self, seconds: float, now: float) -> float:
+        """Say how long, of a sleep that Flower wants."""
         if seconds < 1:
             self._busy_at = now
-            self._wait(self._reply_s)
-        else:
-            self._wait(self._quick_s if now - self._busy_at < self._recent_s else self._idle_s)
+            return self._reply_s
+        return min(self._idle_s, self._quick_s + (now - self._busy_at) / 10)
 
 
 def end_with_stdin() -> None:
@@ -93,7 +97,7 @@ def supernode(flags: Sequence[str]) -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    pace = Pace(quick_s=0.25, idle_s=3.0, recent_s=120.0, reply_s=0.05)
+    pace = Pace(quick_s=0.25, idle_s=3.0, reply_s=0.05)
     receive = start_client_internal._pull_and_store_message
 
     def receive_whole(*, state: Any, object_store: Any, **rest: Any) -> int | None:

@@ -227,7 +227,7 @@ class Federation:
         log = (self.folder / f"{name}.log").open("a")
         environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.folder / "flower")}
         process = subprocess.Popen(
-            [sys.executable, *(() if str(arguments[0]).startswith("-") else ("-m",)), *map(str, arguments)],
+            [sys.executable, *(() if str(arguments[0]).endswith(".py") else ("-m",)), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=out or log,
             stderr=log,

@@ -71,14 +71,11 @@ def test_a_caller_that_goes_away_in_mid_body_is_not_handed_on():
     asyncio.run(Guard(never, token(SECRET))({"type": "http", "path": "/health", "headers": []}, receive, never))
 
 
-def test_a_supernode_asks_more_often_while_a_run_is_on():
-    pace = Pace(quick_s=0.0, idle_s=0.02, recent_s=0.05, reply_s=0.0)
-    slept = []
-    pace._wait = slept.append
-    pace.sleep(3)
-    pace.sleep(0.5)
-    pace.sleep(3)
-    assert slept == [0.02, 0.0, 0.0]
+def test_a_supernode_asks_often_after_a_reply_and_then_ever_more_seldom():
+    pace = Pace(quick_s=0.25, idle_s=3.0, reply_s=0.05)
+    assert pace.wait_s(3, now=100.0) == 3.0, "nothing has happened yet"
+    assert pace.wait_s(0.5, now=101.0) == 0.05, "an app is at work"
+    assert [pace.wait_s(3, now=101.0 + later) for later in (0, 10, 3600)] == [0.25, 1.25, 3.0]
 
 
 def test_what_is_pinned_is_what_is_installed():
