@@ -254,8 +254,9 @@ def test_a_site_killed_in_mid_round_costs_its_update_and_is_in_a_later_round_aga
     seen.running.sites.pop("site-2").kill()
     wait_in(seen, "open-faults", "the round's end", lambda: 1 in states_of(seen, "open-faults"))
     first = rounds_of(seen, "open-faults")[1]
-    assert [first[site]["state"] for site in SITES] == ["trained", "failed", "trained"]
-    assert first["site-2"]["reason"] == "its SuperNode went away in mid-round"
+    assert [first[site]["state"] for site in ("site-1", "site-3")] == ["trained", "trained"]
+    told = (first["site-2"]["state"], first["site-2"]["reason"].partition(" within")[0])
+    assert told in {("failed", "its SuperNode went away in mid-round"), ("late", "it did not answer")}
     seen.running.start_site("site-2")
     wait_in(seen, "open-faults", "its return", lambda: TRAINED in states_of(seen, "open-faults").values())
     assert "ends with its round" in cairn(seen, "runs", "stop", "open-faults")
@@ -297,7 +298,7 @@ def test_an_aggregator_killed_in_mid_round_costs_no_round_and_counts_none_twice(
     finished = ended(seen, "open-restart")
     assert (finished.state, finished.message) == ("done", "all 3 rounds are done")
     assert states_of(seen, "open-restart") == dict.fromkeys((1, 2, 3), TRAINED)
-    assert log_of(seen, "open-restart")[0] == "goes on behind round 1"
+    assert "goes on behind round 1" in log_of(seen, "open-restart")
     assert_merges_are_sums(seen, "open-restart")
     for number, sites in uploaded(seen, "open-restart").items():
         assert sorted(sites) == list(SITES), number
