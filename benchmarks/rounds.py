@@ -36,8 +36,9 @@ from flwr.supercore.fab import Fab
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds.checkpoints import Checkpoints
-from agent_trainer.rounds.executors import SiteExecutor, server_task
+from agent_trainer.rounds.executors import SiteExecutor
 from agent_trainer.rounds.flower import Control, Link
+from agent_trainer.rounds.grid import server_task
 from agent_trainer.rounds.run import Run
 from agent_trainer.rounds.wire import answer, read_order
 from aggregator.members import pki

@@ -33,7 +33,7 @@ def unflatten(vector: Vector, layout: Layout) -> Weights:
             f"weights came as {vector.dtype}{vector.shape} where float32({sum(sizes)},) was expected; "
             "the other side has another network"
         )
-    parts = np.split(vector, np.cumsum(sizes)[:-1])
+    parts = np.split(vector, np.cumsum(sizes, dtype=np.int64))[:-1]
     return {name: part.reshape(shape).copy() for (name, shape), part in zip(layout, parts, strict=True)}
 
 

@@ -16,8 +16,8 @@ from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.rounds.checkpoints import Checkpoints
 from agent_trainer.rounds.daemons import end_with_stdin
 from agent_trainer.rounds.desk import GrpcDesk
-from agent_trainer.rounds.executors import server_task
 from agent_trainer.rounds.flower import Control, Link
+from agent_trainer.rounds.grid import server_task
 from agent_trainer.rounds.layout import Weights
 from agent_trainer.rounds.run import RoundReport, Run
 from agent_trainer.rounds.tracking import Tracker
