@@ -56,7 +56,7 @@ class Convolutions(BaseFeaturesExtractor):
 
 
 def speed(wanted: str) -> Iterator[Line]:
-    """Measure one network: "small", which two cores can train, or the "paper" one."""
+    """Measure one network: "small", as in `SMALL`, or the "paper" one."""
     torch.set_num_threads(1)
     base = DqnConfig(
         tasks=(ORGAN,), **{**SETTINGS[wanted], "warm_up": HELD, "capacity": 2 * HELD, "epsilon_steps": HELD}
