@@ -85,7 +85,7 @@ class Federation:
     def stop(self) -> None:
         """Stop every process, the sites first."""
         for program in reversed(self.programs):
-            program.process.terminate()
+            program.ask()
         for program in reversed(self.programs):
             program.stop()
 

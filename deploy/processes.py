@@ -14,11 +14,15 @@ from cairn.errors import CairnError
 
 @dataclass
 class Program:
-    """A running `cairn` program and where its log goes."""
+    """A running `cairn` program and where its log goes.
+
+    asked  to end; a second signal could come when Python hears none any more, and kill it in its last moments
+    """
 
     arguments: tuple[str, ...]
     log: Path
     process: subprocess.Popen[bytes]
+    asked: bool = False
 
     def alive(self) -> bool:
         """Tell whether it still runs."""
@@ -29,9 +33,15 @@ class Program:
         self.process.kill()
         self.process.wait()
 
+    def ask(self) -> None:
+        """Ask it to end."""
+        if not self.asked:
+            self.asked = True
+            self.process.terminate()
+
     def stop(self, patience_s: float = 20.0) -> int:
         """Ask it to end and wait; returns its exit code, -9 when it had to be killed."""
-        self.process.terminate()
+        self.ask()
         try:
             return self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
