@@ -7,6 +7,7 @@ This one takes a task, pulls its message, calls the app that is installed, and p
 import hashlib
 import secrets
 import threading
+import time
 from collections.abc import Callable
 
 import httpx
@@ -26,7 +27,7 @@ from agent_trainer.rounds.tasks import Task, acquirer, pull
 from cairn.errors import MaskingError, PlanError, PolicyError, TrainingError
 
 SHOWN = (TrainingError, PlanError, PolicyError, MaskingError)  # errors whose sentence may leave a site
-SITE_POLL_S = 0.1
+QUICK_POLL_S, IDLE_POLL_S = 0.1, 1.0  # between two questions for a task: soon after one, and after a minute without
 MESSAGE_WAIT_S = 1800.0  # for a message's parts to reach a site over a slow line
 
 App = Callable[[Message, Context], Message]
@@ -43,15 +44,17 @@ class SiteExecutor:
         self._link, self._app, self._incident = link, app, incident
         self._shell = hashlib.sha256(bundle()).digest()
 
-    def serve(self, stop: threading.Event, poll_s: float = SITE_POLL_S) -> None:
+    def serve(self, stop: threading.Event) -> None:
         """Take and run tasks until `stop` is set. Raises Unreachable when the SuperNode stays away."""
+        busy_at = time.monotonic()
         with reached("SuperNode"), acquirer(self._link) as client:
             while not stop.is_set():
                 found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
                 if found.token:
                     self._run(found.token)
+                    busy_at = time.monotonic()
                 else:
-                    stop.wait(poll_s)
+                    stop.wait(min(IDLE_POLL_S, QUICK_POLL_S + (time.monotonic() - busy_at) / 60))
 
     def _run(self, task_token: str) -> None:
         task = Task(self._link, "flwr-clientapp", task_token)

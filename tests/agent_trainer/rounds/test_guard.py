@@ -3,7 +3,7 @@ import asyncio
 import flwr
 import pytest
 
-from agent_trainer.rounds import executors, flower
+from agent_trainer.rounds import flower
 from agent_trainer.rounds.daemons import IDLE, Pace
 from agent_trainer.rounds.guard import BODY_LIMIT, HEADER, Guard, token
 
@@ -96,4 +96,3 @@ def test_what_is_pinned_is_what_is_installed():
 def test_the_shell_app_is_the_same_bytes_everywhere_and_holds_no_code():
     assert flower.bundle() == flower.bundle()
     assert b".py" not in flower.bundle()
-    assert executors.SITE_POLL_S <= 0.2
