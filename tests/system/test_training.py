@@ -269,22 +269,25 @@ def test_a_site_killed_in_mid_round_costs_its_update_and_is_in_a_later_round_aga
 def test_a_checkpoint_of_another_network_is_refused_in_one_sentence_and_the_run_goes_on_with_the_right_one(
     seen: Observed,
 ) -> None:
-    before = run_of(seen, "open-faults").round
-    newest = max((seen.running.state / "runs" / "open-faults").glob("round-*"))
+    create(seen, "open-other", rounds=1000)
+    wait_in(seen, "open-other", "a round", lambda: run_of(seen, "open-other").round > 0)
+    cairn(seen, "runs", "stop", "open-other")
+    before = ended(seen, "open-other").round
+    newest = max((seen.running.state / "runs" / "open-other").glob("round-*"))
     right = shutil.copy(newest / "weights.safetensors", seen.running.folder)
     save_file({**load_file(right), "last.bias": np.zeros(6, np.float32)}, newest / "weights.safetensors")
-    cairn(seen, "runs", "resume", "open-faults")
+    cairn(seen, "runs", "resume", "open-other")
     with pytest.raises(CairnError) as refused:
-        cairn(seen, "runs", "show", "open-faults", "--watch")
+        cairn(seen, "runs", "show", "open-other", "--watch")
     sentence = f"the checkpoint of round {before} has the array last.bias of (6,) where last.bias of (4,) was"
     assert sentence in str(refused.value)
     shutil.copy(right, newest / "weights.safetensors")
-    cairn(seen, "runs", "resume", "open-faults")
-    wait_in(seen, "open-faults", "a round more", lambda: run_of(seen, "open-faults").round > before)
-    cairn(seen, "runs", "stop", "open-faults")
-    stopped = ended(seen, "open-faults")
+    cairn(seen, "runs", "resume", "open-other")
+    wait_in(seen, "open-other", "a round more", lambda: run_of(seen, "open-other").round > before)
+    cairn(seen, "runs", "stop", "open-other")
+    stopped = ended(seen, "open-other")
     assert stopped.state == "stopped"
-    assert list(states_of(seen, "open-faults")) == list(range(1, stopped.round + 1))
+    assert list(states_of(seen, "open-other")) == list(range(1, stopped.round + 1))
 
 
 @pytest.mark.usefixtures("whole")  # all sites are there
