@@ -175,7 +175,7 @@ def _draw_values(
     lines = [f"{'end after' if over else 'step'} {step + 1}", f"{int(trace.scales[step])} px a step"]
     if scene.landmark_px is not None:
         away = np.linalg.norm((place - scene.landmark_px) * scene.spacing_mm)
-        lines.append(f"{away:.1f} mm away")
+        lines.append(f"{away:.3g} mm away")
     for number, line in enumerate(lines):
         draw.text((left, 42 + 20 * number), line, fill=INK, font=small)
     top, wide = 128, PANEL - 70

@@ -82,7 +82,7 @@ def _site(site: training_pb2.SiteRound) -> str:
     if site.state != "trained":
         return f"{site.site}: {site.state}{f' ({site.reason})' if site.reason else ''}"
     error = _error(site)
-    return site.site if error is None else f"{site.site} {error:.2f} mm"
+    return site.site if error is None else f"{site.site} {error:.3g} mm"
 
 
 def _error(site: training_pb2.SiteRound) -> float | None:

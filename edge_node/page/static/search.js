@@ -191,10 +191,10 @@ function goTo(number) {
   const over = number === last();
   const measures = path.distance_mm || path.q;
   $("measure-name").textContent = path.distance_mm ? "Distance" : "Value";
-  $("measure").textContent = path.distance_mm ? `${measures[number].toFixed(1)} mm` : measures[number].toFixed(2);
+  $("measure").textContent = path.distance_mm ? `${measures[number].toPrecision(3)} mm` : measures[number].toFixed(2);
   $("headline").textContent = over ? `Ended after ${last()} steps` : "Searching";
   $("found").textContent = over ? numbers(path.positions[path.end]) : "–";
-  $("error").textContent = !over ? "–" : path.error_mm === null ? "unknown" : `${path.error_mm.toFixed(1)} mm`;
+  $("error").textContent = !over ? "–" : path.error_mm === null ? "unknown" : `${path.error_mm.toPrecision(3)} mm`;
   $("chart-name").textContent = path.distance_mm
     ? "Distance to the landmark in mm, over the steps"
     : "Highest Q of the agent, over the steps";

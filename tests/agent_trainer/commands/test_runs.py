@@ -38,7 +38,7 @@ def test_a_run_is_shown_with_what_every_site_did(cairn, sella: Parties) -> None:
     assert (north["bytes"], north["metrics"]["validation/nasion/mean_mm"]) == (2**40, 4.0)
     assert (south["state"], south["reason"]) == ("late", "it did not answer in time")
     text = cairn("runs", "show", "sella").out
-    assert "north 2.50 mm · south: late (it did not answer in time)" in text, "the mean over both landmarks' images"
+    assert "north 2.5 mm · south: late (it did not answer in time)" in text, "the mean over both landmarks' images"
     assert "running  round 2 of 5" in text
 
 
