@@ -37,7 +37,7 @@ HELD, FEW = 20_000, 640  # transitions before the first update
 AGAINST = "stable_baselines3"
 
 
-class Convolutions(BaseFeaturesExtractor):
+class Convolutions(BaseFeaturesExtractor):  # type: ignore[misc]  # its library is not looked into
     """The layers of `QNetwork` as Stable-Baselines3 wants them; its own code puts the fully connected ones behind."""
 
     def __init__(self, space: spaces.Box, config: DqnConfig) -> None:
