@@ -39,6 +39,7 @@ HOSTILE = """
 import sys, threading
 from pathlib import Path
 import numpy as np
+from agent_trainer.rounds.daemons import end_with_stdin
 from agent_trainer.rounds.executors import SiteExecutor
 from agent_trainer.rounds.flower import Link
 from agent_trainer.rounds.wire import answer, read_order
@@ -49,6 +50,7 @@ def app(message, context):
         raise ValueError("John Doe, born 1.1.1950")
     return answer({"examples": 1.0}, weights * np.float32("nan"), message)
 
+end_with_stdin()
 SiteExecutor(Link(sys.argv[1], Path(sys.argv[2]).read_bytes()), app, lambda *_: None).serve(threading.Event())
 """
 
