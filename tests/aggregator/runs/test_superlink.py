@@ -6,6 +6,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,7 +34,12 @@ START_S = 180.0  # both import Flower, on a machine that is busy with other test
 
 
 def children(parent: psutil.Process, of: str) -> list[psutil.Process]:
-    return [child for child in parent.children() if f"agent_trainer.rounds.{of}" in " ".join(child.cmdline())]
+    found = []
+    for child in parent.children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if f"agent_trainer.rounds.{of}" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def log_of(running: Running) -> list[dict[str, object]]:
