@@ -44,9 +44,7 @@ def evaluate(
 
     * `cairn evaluate weights.safetensors --scenes test.toml --animate pictures --json`
     """
-    import torch  # noqa: PLC0415 - with what follows, seconds that --help should not take
-
-    from agent_trainer.dqn import Learner  # noqa: PLC0415
+    from agent_trainer.dqn import Learner  # noqa: PLC0415 - with what follows, seconds that --help should not take
     from agent_trainer.evaluation import evaluate as measure  # noqa: PLC0415
     from agent_trainer.scenes.sources import load_scenes, read_sources  # noqa: PLC0415
 
@@ -60,7 +58,6 @@ def evaluate(
         raise ConfigError(f"{scenes} has no image to measure on; with --held-out some must be set aside for validation")
     learner = Learner(config, len(config.tasks), config.actions, seed=0)
     learner.load(trained.weights)
-    torch.set_grad_enabled(False)
     measured = {task: one.numbers() for task, one in measure(wanted, config, learner.q_values, starts).items()}
     drawn = [str(_animate(animate, scene, trained, learner)) for scene in _one_a_task(wanted)] if animate else []
     if as_json:
