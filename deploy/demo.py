@@ -7,7 +7,6 @@ import sys
 import time
 import webbrowser
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cairn.errors import ConfigError
+from cairn.flower import missing_packages
 from cairn.images import find_images
 from deploy.dealing import common_bands, deal
 from deploy.federation import federation
@@ -85,7 +85,7 @@ def demo(
 
 def can_train(console: Console) -> bool:
     """Tell whether what training needs is installed; a person is told when it is not."""
-    missing = [name for name in ("flwr", "torch") if find_spec(name) is None]
+    missing = missing_packages()
     if missing:
         console.print(
             f"No training: {' and '.join(missing)} are not installed. pip install 'cairn-federation\\[train]'"

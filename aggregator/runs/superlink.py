@@ -5,18 +5,16 @@ sites' SuperNodes ──TLS, signed──► SuperLink ◄──TLS, token──
 Neither is imported: both run as `python -m agent_trainer.rounds.…`.
 """
 
-import importlib.util
 import json
 import os
 import re
-import secrets
 import socket
 import ssl
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,13 +30,14 @@ from aggregator.members.server_certificate import LOOPBACK, RENEW_BEFORE
 from aggregator.members.trainer import admit_trainer
 from aggregator.settings import AggregatorSettings, join_address, split_address
 from aggregator.telemetry import Metrics
+from cairn import flower
 from cairn.children import GRACE_S, Child, Command, Transcript, uncoloured
 from cairn.enrolment import tls_files
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
 from cairn.rpc import Identity, TlsFiles
 
-PACKAGES: Final = ("flwr", "torch", "agent_trainer")
+PACKAGES: Final = (*flower.PACKAGES, "agent_trainer")
 SUPERLINK: Final = "cairn.superlink"  # names in gRPC health and, without "cairn.", in logs and metrics
 TRAINER: Final = "cairn.trainer"
 PROBE_EVERY_S = 5.0
@@ -46,14 +45,6 @@ PROBE_PATIENCE_S = 3.0
 ORPHAN_S = 15.0
 LINE = 2000  # characters of a child's line in the log
 _QUIET: Final = re.compile(r"\b(DEBUG|INFO)\b")
-# Flower speaks to nobody but its own, installs nothing, and sends weights in few pieces.
-FLOWER: Final[Mapping[str, str]] = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(32 << 20),
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ def places(settings: AggregatorSettings, listen: int, superlink: int, address: s
 
 def check_installed(packages: Iterable[str] = PACKAGES) -> None:
     """Raise ConfigError when what training needs is not there; nothing is imported."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = flower.missing_packages(packages)
     if missing:
         raise ConfigError(
             f"aggregator.toml has a section [training], but {' and '.join(missing)} cannot be imported; install "
@@ -180,9 +171,7 @@ class Superlink:
         self._watcher = threading.Thread(target=self._watch, name="superlink health", daemon=True)
         for folder in (places.superlink, places.trainer, places.runs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not places.secret.exists():
-            with write_atomically(places.secret, 0o600) as file:
-                file.write(secrets.token_hex(32).encode())
+        flower.keep_secret(places.secret)
         self._admitted_until = self._admit()
         self._tell(SUPERLINK, up=False)
         self._tell(TRAINER, up=False)
@@ -256,7 +245,7 @@ class Superlink:
     def _environment(self) -> dict[str, str]:
         # Our own settings stay here: a database's URL may hold a password.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
-        return {**inherited, **FLOWER, "FLWR_HOME": str(self._places.superlink / "flower")}
+        return {**inherited, **flower.ENVIRONMENT, "FLWR_HOME": str(self._places.superlink / "flower")}
 
     def _said(self, name: str, folder: Path) -> Callable[[str], None]:
         transcript = Transcript(folder / f"{name}.log")

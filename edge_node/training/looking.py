@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cairn import enrolment
+from cairn.flower import missing_packages
 from edge_node.settings import SCENE_PATHS, SiteSettings
 from edge_node.training.link import link_fault
-from edge_node.training.surroundings import missing_packages, not_installed
+from edge_node.training.surroundings import not_installed
 
 
 @dataclass

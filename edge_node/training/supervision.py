@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from cairn.children import Child, Command, Transcript, uncoloured
 from cairn.errors import TrainingError
+from cairn.flower import missing_packages
 from edge_node.audit import AuditLog
 from edge_node.status import Board, Log, Problem
 from edge_node.training.link import LinkWatch
@@ -18,7 +19,6 @@ from edge_node.training.surroundings import (
     Surroundings,
     free_port,
     is_free,
-    missing_packages,
     not_installed,
 )
 from edge_node.training.trainer import Patience, Trainer

@@ -1,28 +1,16 @@
 """What the two child processes of training are started with: programs, files, environment, ports."""
 
-import importlib.util
 import json
 import os
-import secrets
 import socket
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cairn import enrolment
+from cairn import enrolment, flower
 from cairn.files import write_atomically
 from edge_node.settings import SiteSettings, Training
-
-PACKAGES = ("flwr", "torch")
-# Flower speaks to nobody but the SuperLink, installs nothing, and sends weights in few pieces.
-FLOWER = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(32 << 20),
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -34,11 +22,6 @@ class Programs:
 
 
 PROGRAMS = Programs()
-
-
-def missing_packages(packages: Iterable[str] = PACKAGES) -> list[str]:
-    """List the packages that training needs and that are not installed; none is imported."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def not_installed(missing: Iterable[str]) -> str:
@@ -70,9 +53,7 @@ class Surroundings:
         """Make the folders, the secret between SuperNode and trainer, and the trainer's settings."""
         for folder in (self.folder, self.settings.replay_folder, self.folder / "flower", self.folder / "site"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self._secret.exists():
-            with write_atomically(self._secret, mode=0o600) as file:
-                file.write(secrets.token_hex(32).encode())
+        flower.keep_secret(self._secret)
         told = {
             "runs": self.training.runs,
             "scenes": [dict(scene) for scene in self.training.scenes],
@@ -108,7 +89,7 @@ class Surroundings:
         threads = str(self.training.threads)
         return {
             **os.environ,
-            **FLOWER,
+            **flower.ENVIRONMENT,
             "FLWR_HOME": str(self.folder / "flower"),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
