@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agent_trainer.commands.fetching import Trained, fetched, read_model
+from agent_trainer.commands.fetching import fetched, read_model
 from agent_trainer.commands.watching import print_json
+from agent_trainer.rounds.models import Model
 from agent_trainer.scenes.scene import Scene
 from cairn.errors import ConfigError
 from cairn.profile import ProfileOption
@@ -89,7 +90,7 @@ def _one_a_task(scenes: tuple[Scene, ...]) -> list[Scene]:
     return list({scene.task: scene for scene in reversed(scenes)}.values())
 
 
-def _animate(folder: Path, scene: Scene, trained: Trained, learner: "Learner") -> Path:
+def _animate(folder: Path, scene: Scene, trained: Model, learner: "Learner") -> Path:
     from agent_trainer.evaluation import starting_points, trace  # noqa: PLC0415
     from agent_trainer.pictures import animate  # noqa: PLC0415
 

@@ -11,6 +11,8 @@ from agent_trainer.rounds.layout import Weights
 from cairn.errors import CairnError, TrainingError
 from cairn.files import write_atomically
 
+UNREADABLE = (OSError, KeyError, ValueError, SafetensorError)  # what reading a file that is no model can raise
+
 
 @dataclass(frozen=True)
 class Model:
@@ -68,10 +70,15 @@ class Models:
 
     def _head(self, path: Path) -> tuple[str, int, DqnConfig]:
         try:
-            with safe_open(path, "np") as file:
-                about = file.metadata() or {}
-            return about["run"], int(about["round"]), read_config(about["settings"])
-        except (OSError, KeyError, ValueError, SafetensorError, CairnError) as error:
+            return head_of(path)
+        except (*UNREADABLE, CairnError) as error:
             raise TrainingError(
                 f"the model {path.stem} cannot be read; it is replaced in the run's next round"
             ) from error
+
+
+def head_of(path: Path) -> tuple[str, int, DqnConfig]:
+    """Read run, round and settings from a weights file's head. Raises one of UNREADABLE, or ConfigError."""
+    with safe_open(path, "np") as file:
+        about = file.metadata() or {}
+    return about["run"], int(about["round"]), read_config(about["settings"])
