@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[dqn_ceph.SELLA], help="numbers of landmarks; 1 is sella")
     parser.add_argument("--learners", nargs="+", default=LEARNERS, choices=LEARNERS)
     parser.add_argument("--forms", nargs="+", default=list(dqn_replay.FORMS), choices=dqn_replay.FORMS)
+    parser.add_argument("--validate", action="store_true", help="ceph: on images held out of those to learn from")
     parser.add_argument("--set", type=json.loads, default={}, help="settings, as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,7 +56,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure what is asked for."""
     match given.what:
         case "ceph":
-            yield from dqn_ceph.ceph(given.tasks, given.seeds, given.updates, given.learners, given.set)
+            yield from dqn_ceph.ceph(given.tasks, given.seeds, given.updates, given.learners, given.set, validate=given.validate)
         case "tasks":
             yield from dqn_ceph.agents(given.tasks, given.seeds, given.updates, given.set)
         case "replay":

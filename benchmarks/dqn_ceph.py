@@ -26,6 +26,7 @@ Line = dict[str, Any]
 Split = tuple[tuple[Scene, ...], tuple[Scene, ...]]
 
 SITES = 3
+HELD_OUT = 5  # one image in so many, of those to learn from, is for choosing settings
 STARTS = 5  # searches an image; the median of their ends is the answer
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dev" / "ceph"
 SELLA = "1"
@@ -58,6 +59,13 @@ def read_ceph(config: DqnConfig) -> Split:
     found = landmark_scenes(source, 2, config.tasks)
     train = tuple(scene for scene, split in found.scenes if split == "train")
     return train, tuple(scene for scene, split in found.scenes if split != "train")
+
+
+def hold_out(split: Split) -> Split:
+    """Set every fifth image to learn from aside, to choose settings on: the test images stay unseen."""
+    order = {name: i for i, name in enumerate(sorted({scene.name for scene in split[0]}))}
+    kept = tuple(scene for scene in split[0] if order[scene.name] % HELD_OUT)
+    return kept, tuple(scene for scene in split[0] if not order[scene.name] % HELD_OUT)
 
 
 def deal(scenes: Sequence[Scene], sites: int) -> list[tuple[Scene, ...]]:
@@ -114,11 +122,20 @@ def lines(name: str, config: DqnConfig, practice: Practice, test: Sequence[Scene
 
 
 def ceph(
-    tasks: Sequence[str], seeds: Sequence[int], updates: int, wanted: Sequence[str], settings: dict[str, Any]
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    updates: int,
+    wanted: Sequence[str],
+    settings: dict[str, Any],
+    *,
+    validate: bool = False,
 ) -> Iterator[Line]:
-    """Measure the mean position, and of each seed what is wanted of local, centralised and federated."""
+    """Measure the mean position, and of each seed what is wanted of local, centralised and federated.
+
+    validate  on images held out of those to learn from, in place of the test's
+    """
     config = DqnConfig(tasks=tuple(tasks), **{**SMALL, **settings})
-    scenes, test = read_ceph(config)
+    scenes, test = hold_out(read_ceph(config)) if validate else read_ceph(config)
     parts = deal(scenes, SITES)
     for task, found in evaluate_mean_positions(scenes, test).items():
         yield {"name": f"dqn/ceph/mean_position/{task}", "value": found.mean_mm, "unit": "mm", **found.numbers()}
