@@ -1,0 +1,1 @@
+"""Labelled images of a site: what the algorithms that classify learn from."""
