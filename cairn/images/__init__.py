@@ -15,12 +15,22 @@ from importlib import import_module
 from typing import cast
 
 from cairn.errors import ImageError
-from cairn.images.find import find_images
+from cairn.images.find import find_image, find_images
 from cairn.images.image import BandMapping, Image, RawLayout, Tile
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
-__all__ = ["OPENERS", "BandMapping", "Image", "ImageSource", "RawLayout", "Tile", "find_images", "open_image"]
+__all__ = [
+    "OPENERS",
+    "BandMapping",
+    "Image",
+    "ImageSource",
+    "RawLayout",
+    "Tile",
+    "find_image",
+    "find_images",
+    "open_image",
+]
 
 # Format -> module and function. Imported when asked for, as each brings its own large library.
 OPENERS = {

@@ -53,6 +53,38 @@ def find_images(folder: Path) -> list[ImageSource]:
     return sorted(_walk(folder, folder, frozenset()), key=lambda source: source.id)
 
 
+def find_image(path: Path) -> ImageSource:
+    """Return the image that a file, or an OME-Zarr directory, is by itself; its id is its name.
+
+    Of the DICOM files of one slide, one stands for all beside it. Raises ImageError for anything else.
+    """
+    if path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS):
+        return ImageSource(path.name, (path,), "zarr")
+    kind = format_of(path) if path.is_file() else None
+    if kind is None:
+        raise ImageError(
+            f"{path.name}: is no image; expected a file of a format that Cairn reads, or an OME-Zarr directory"
+        )
+    if kind == "dicom":
+        return _dicom_image(path)
+    beside_it = path.with_suffix("")  # where Mirax keeps a slide's pixels
+    paths = (path, beside_it) if path.suffix.lower() == ".mrxs" and beside_it.is_dir() else (path,)
+    return ImageSource(path.name, paths, "tiff" if kind == "plain-tiff" else kind)
+
+
+def _dicom_image(path: Path) -> ImageSource:
+    # Half a second that only those with DICOM need spend.
+    from cairn.images.formats.dicom_find import dicom_series  # noqa: PLC0415
+
+    alone = next(dicom_series([path]), None)
+    if alone is None:
+        raise ImageError(f"{path.name}: found DICOM without pixels; expected an image")
+    if alone[0] == "dicom-slide":
+        beside = sorted(other for other in path.parent.iterdir() if other.is_file() and format_of(other) == "dicom")
+        alone = next(one for one in dicom_series(beside) if path in one[1])
+    return ImageSource(path.name, alone[1], alone[0])
+
+
 def _walk(folder: Path, root: Path, above: frozenset[Path]) -> Iterator[ImageSource]:
     real = folder.resolve()
     if real in above:

@@ -81,6 +81,7 @@ class Image:
     read           reads any window; windows on the chunk grid decode nothing twice
     bands_apart    whether one band can be read without decoding the others
     mapping        wanted name -> name or index in this file
+    levels         finds the smaller copies of the image in the file, largest first; looked for only when called
     """
 
     name: str
@@ -95,6 +96,7 @@ class Image:
     spacing_um: tuple[float, float, float] | None = None
     bands_apart: bool = True
     mapping: BandMapping = field(default_factory=dict)
+    levels: Callable[[], "tuple[Image, ...]"] = tuple
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.depth) < 1 or not self.bands:
