@@ -9,9 +9,6 @@ Places are in mm along the image's own axes, x along rows, from the centre of th
 coordinates.
 """
 
-import csv
-import io
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +29,7 @@ from agent_trainer.scenes.pixels import (
 )
 from agent_trainer.scenes.scene import Scene, as_bytes
 from agent_trainer.scenes.settings import LandmarkFiles
+from agent_trainer.tables import read_rows
 from cairn.errors import CairnError, ImageError
 from cairn.images import ImageSource
 
@@ -178,36 +176,10 @@ def prepare(settings: LandmarkFiles, source: ImageSource, axes: int) -> Prepared
 
 def read_file(path: Path) -> Iterator[Landmark | str]:
     """Read a landmark file: entries, and sentences on rows that are none. Raises ImageError when there is no sense."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ImageError(f"{path.name}: no such file, or it may not be read; expected the landmarks") from error
-    except UnicodeDecodeError as error:
-        raise ImageError(f"{path.name}: is not text in UTF-8; expected a CSV or JSON file of landmarks") from error
-    if path.suffix.lower() == ".json":
-        rows = _objects(text, path.name)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-    else:
-        try:
-            reader = csv.DictReader(io.StringIO(text), strict=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = list(reader)
-        except csv.Error as error:
-            raise ImageError(f"{path.name}: is not CSV ({error}); expected a file of landmarks") from error
+    columns, rows = read_rows(path, "landmarks", '{"image": …, "task": …, "x_mm": …, "y_mm": …}')
     named = _columns(columns, path.name)
     for number, row in enumerate(rows, start=1):
         yield from _entries(row, named, f"{path.name}: row {number}")
-
-
-def _objects(text: str, name: str) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ImageError(f"{name}: is not JSON (line {error.lineno}); expected a list of landmarks") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ImageError(f'{name}: expected a list of objects {{"image": …, "task": …, "x_mm": …, "y_mm": …}}')
-    return rows
 
 
 def _columns(columns: Sequence[str], name: str) -> Mapping[str, tuple[str, ...]]:

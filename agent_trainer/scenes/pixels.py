@@ -96,17 +96,19 @@ def images_by_name(folder: Path) -> Mapping[str, ImageSource]:
     """
     found: dict[str, ImageSource | None] = {}
     sources = find_images(folder)
-    apart = [
-        ImageSource(path.relative_to(folder).as_posix(), (path,), "tiff")
-        for source in sources
-        if source.format == TOGETHER
-        for path in source.paths
-    ]
+    apart = [one for source in sources if source.format == TOGETHER for one in taken_apart(source, folder)]
     for source in (*sources, *apart):
         plain = source.name.split(".")[0]
         for name in {source.id, source.name, plain, source.id[: len(source.id) - len(source.name)] + plain}:
             found[name] = None if name in found and found[name] != source else source
     return {name: source for name, source in found.items() if source is not None}
+
+
+def taken_apart(source: ImageSource, folder: Path) -> tuple[ImageSource, ...]:
+    """Return each file of single-channel TIFFs that were taken for one image as an image; another source as it is."""
+    if source.format != TOGETHER:
+        return (source,)
+    return tuple(ImageSource(path.relative_to(folder).as_posix(), (path,), "tiff") for path in source.paths)
 
 
 def image_named(name: str, images: Mapping[str, ImageSource]) -> ImageSource:

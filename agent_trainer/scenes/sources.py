@@ -1,6 +1,5 @@
 """A site's scenes: all its sources read, those of the run's tasks kept, divided into training and validation."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from agent_trainer.scenes.pixels import images_by_name
 from agent_trainer.scenes.scene import Scene
 from agent_trainer.scenes.settings import Generated, LabelImages, LandmarkFiles, SceneSource, read_sources
 from agent_trainer.scenes.tissue import label_scenes
+from agent_trainer.tables import unit_hash
 from cairn.errors import CairnError, ConfigError, ImageError
 
 __all__ = ["SceneSource", "Scenes", "load_scenes", "read_sources", "scene_of"]
@@ -101,14 +101,10 @@ def _chosen(scenes: Sequence[Scene], share: float, *, taken: bool) -> set[str]:
     """
     if share == 0:
         return set()
-    order = sorted({scene.name for scene in scenes}, key=_hash)
-    count = sum(_hash(name) < share for name in order)
+    order = sorted({scene.name for scene in scenes}, key=unit_hash)
+    count = sum(unit_hash(name) < share for name in order)
     least = 0 if taken or len(order) < 2 else 1
     return set(order[: max(least, min(count, len(order) - 1))])
-
-
-def _hash(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
 
 
 def scene_of(sources: Sequence[SceneSource], config: DqnConfig, image: str, task: str) -> Scene:
