@@ -54,16 +54,21 @@ def find_images(folder: Path) -> list[ImageSource]:
 
 
 def find_image(path: Path) -> ImageSource:
-    """Return the image that a file, or an OME-Zarr directory, is by itself; its id is its name.
+    """Return the image that one path stands for; its id is its name.
 
-    Of the DICOM files of one slide, one stands for all beside it. Raises ImageError for anything else.
+    That is a file by itself, an OME-Zarr directory, or a folder of single-channel TIFFs. Of the DICOM files of one
+    slide, one stands for all beside it. Raises ImageError for anything else.
     """
     if path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS):
         return ImageSource(path.name, (path,), "zarr")
+    together = [source for source in find_images(path) if source.id == path.name] if path.is_dir() else []
+    if together:
+        return together[0]
     kind = format_of(path) if path.is_file() else None
     if kind is None:
         raise ImageError(
-            f"{path.name}: is no image; expected a file of a format that Cairn reads, or an OME-Zarr directory"
+            f"{path.name}: is no image; expected a file of a format that Cairn reads, an OME-Zarr directory or a "
+            "folder of single-channel TIFFs"
         )
     if kind == "dicom":
         return _dicom_image(path)

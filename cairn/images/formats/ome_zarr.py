@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -15,6 +16,7 @@ from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
+AnyArray: TypeAlias = "zarr.Array[Any]"
 READERS = min(4, os.cpu_count() or 1)  # threads
 MICROMETRES = {"meter": 1e6, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3}
 
@@ -31,13 +33,32 @@ def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         group = zarr.open_group(source.paths[0], mode="r")
         about = dict(group.attrs.get("ome", group.attrs))
         scales = about["multiscales"][0]
-        array = group[scales["datasets"][0]["path"]]
-        if not isinstance(array, zarr.Array):
-            raise ImageError(f"{name}: its level 0 is no array; expected one")
+        array = array_of(group, scales, 0, name)
         axes = axis_names(scales, array.ndim)
-        sizes = dict(zip(axes, array.shape, strict=True))
-        chunks = dict(zip(axes, array.chunks, strict=True))
         size_um = pixel_size_of(scales, axes)
+    with ThreadPoolExecutor(READERS) as pool:
+
+        def levels() -> tuple[Image, ...]:
+            with explained(name, "corrupt, its smaller copies cannot be opened; export it again"):
+                found = [array_of(group, scales, place, name) for place in range(1, len(scales["datasets"]))]
+                return tuple(replace(level_of(one, axes, name, pool), bands=image.bands) for one in found)
+
+        image = level_of(array, axes, name, pool)
+        yield replace(image, bands=band_names(about, len(image.bands)), pixel_size_um=size_um, levels=levels)
+
+
+def array_of(group: zarr.Group, scales: dict[str, Any], level: int, name: str) -> AnyArray:
+    """Open one level of a multiscale image. Raises ImageError, and whatever zarr raises."""
+    array = group[scales["datasets"][level]["path"]]
+    if not isinstance(array, zarr.Array):
+        raise ImageError(f"{name}: its level {level} is no array; expected one")
+    return array
+
+
+def level_of(array: AnyArray, axes: list[str], name: str, pool: ThreadPoolExecutor) -> Image:
+    """Describe one level; bands are numbered. Raises ImageError."""
+    sizes = dict(zip(axes, array.shape, strict=True))
+    chunks = dict(zip(axes, array.chunks, strict=True))
     if not {"y", "x"} <= set(axes) <= set("tczyx") or sizes.get("t", 1) != 1:
         raise ImageError(f"{name}: found axes {dict(sizes)}; expected c, z, y, x and one time point at most")
     dtype = np.dtype(array.dtype).newbyteorder("=")
@@ -74,19 +95,17 @@ def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         list(pool.map(lambda job: one_chunk(job, at, out), jobs))
         return out
 
-    with ThreadPoolExecutor(READERS) as pool:
-        yield Image(
-            name=name,
-            bands=band_names(about, sizes.get("c", 1)),
-            depth=sizes.get("z", 1),
-            height=sizes["y"],
-            width=sizes["x"],
-            dtype=dtype,
-            pixel_size_um=size_um,
-            chunk=(chunks["y"], chunks["x"]),
-            read=read,
-            bands_apart=deep == 1,
-        )
+    return Image(
+        name=name,
+        bands=tuple(str(band) for band in range(sizes.get("c", 1))),
+        depth=sizes.get("z", 1),
+        height=sizes["y"],
+        width=sizes["x"],
+        dtype=dtype,
+        chunk=(chunks["y"], chunks["x"]),
+        read=read,
+        bands_apart=deep == 1,
+    )
 
 
 def cells_of(at: Window, chunk: tuple[int, int]) -> Iterator[Window]:

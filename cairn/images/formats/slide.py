@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np
 from openslide import OpenSlide, OpenSlideCache
@@ -16,7 +17,7 @@ from cairn.images.source import ImageSource
 
 @contextmanager
 def open_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
-    """Open a slide's full-resolution level; parts that were not scanned are white. Raises ImageError."""
+    """Open a slide; parts that were not scanned are white. Raises ImageError."""
     _ = raw
     name = source.name
     with ExitStack() as stack:
@@ -28,25 +29,36 @@ def open_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
                     f"{name}: is not a slide that openslide knows; expected what its suffix says"
                 ) from error
             slide.set_cache(OpenSlideCache(8 << 20))
-            about = slide.properties
-            width, height = slide.dimensions
-            tile = [int(about.get(f"openslide.level[0].tile-{side}", TILE)) for side in ("height", "width")]
-            mpp = [float(about.get(f"openslide.mpp-{axis}", "nan")) for axis in "xy"]
-        blank = Pillow.new("RGBA", (1, 1), f"#{about.get('openslide.background-color', 'ffffff')}")
-
-        def read(bands: Sequence[int], at: Window) -> Values:
-            part = slide.read_region((at.x, at.y), 0, (at.w, at.h))
-            whole = np.asarray(Pillow.alpha_composite(blank.resize(part.size), part).convert("RGB"))
-            return bands_first(whole, bands)
-
-        yield Image(
-            name=name,
-            bands=("R", "G", "B"),
-            height=height,
-            width=width,
-            dtype=np.dtype(np.uint8),
-            pixel_size_um=mpp[0] if mpp[0] > 0 and abs(mpp[0] - mpp[1]) <= 0.01 * mpp[0] else None,
-            chunk=(tile[0], tile[1]),
-            read=read,
-            bands_apart=False,
+            image = level_of(slide, 0, name)
+        yield replace(
+            image, levels=lambda: tuple(level_of(slide, level, name) for level in range(1, slide.level_count))
         )
+
+
+def level_of(slide: OpenSlide, level: int, name: str) -> Image:
+    """Describe one level of a slide, 0 the full resolution."""
+    about = slide.properties
+    width, height = slide.level_dimensions[level]
+    tile = [int(about.get(f"openslide.level[{level}].tile-{side}", TILE)) for side in ("height", "width")]
+    mpp = [float(about.get(f"openslide.mpp-{axis}", "nan")) for axis in "xy"]
+    square = level == 0 and mpp[0] > 0 and abs(mpp[0] - mpp[1]) <= 0.01 * mpp[0]
+    blank = Pillow.new("RGBA", (1, 1), f"#{about.get('openslide.background-color', 'ffffff')}")
+    across, down = (full / own for full, own in zip(slide.dimensions, (width, height), strict=True))
+
+    def read(bands: Sequence[int], at: Window) -> Values:
+        # openslide takes the first pixel's place at full resolution, whatever the level
+        part = slide.read_region((round(at.x * across), round(at.y * down)), level, (at.w, at.h))
+        whole = np.asarray(Pillow.alpha_composite(blank.resize(part.size), part).convert("RGB"))
+        return bands_first(whole, bands)
+
+    return Image(
+        name=name,
+        bands=("R", "G", "B"),
+        height=height,
+        width=width,
+        dtype=np.dtype(np.uint8),
+        pixel_size_um=mpp[0] if square else None,
+        chunk=(tile[0], tile[1]),
+        read=read,
+        bands_apart=False,
+    )

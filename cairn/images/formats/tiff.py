@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +19,7 @@ from tifffile import TiffFile, TiffPage
 
 from cairn.errors import ImageError
 from cairn.images.formats.tiff_layout import Layout, layout_of
+from cairn.images.formats.tiff_levels import smaller_layouts
 from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
 from cairn.images.reading import bands_first, explained, read_bytes, read_into
 from cairn.images.source import ImageSource
@@ -81,7 +82,14 @@ def open_tiff(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
                     raise ImageError(f"{name}: found {len(tiff.pages)} readable pages of {pages}; export it again")
                 layout = layout_of(tiff, name)
                 image = image_of(file, layout, name, pool)
-            yield image
+            yield replace(image, levels=lambda: levels_of(tiff, layout, file, name, pool))
+
+
+def levels_of(tiff: TiffFile, layout: Layout, file: BinaryIO, name: str, pool: ThreadPoolExecutor) -> tuple[Image, ...]:
+    """Describe the image's smaller copies. Raises ImageError."""
+    with explained(name, "corrupt, the directories of its smaller copies cannot be understood; export it again"):
+        pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
+        return tuple(image_of(file, smaller, name, pool) for smaller in smaller_layouts(pages, layout))
 
 
 def check_pages(file: BinaryIO, name: str) -> int:
@@ -179,7 +187,7 @@ def image_of(file: BinaryIO, layout: Layout, name: str, pool: ThreadPoolExecutor
 
 def plane_key(page: TiffPage, sample: int) -> tuple[int, int]:
     """Name the plane that holds a sample: interleaved samples share one."""
-    return int(page.index), sample if page.planarconfig == 2 else 0
+    return int(page.offset), sample if page.planarconfig == 2 else 0
 
 
 def plane_of(file: BinaryIO, page: TiffPage, sample: int, name: str) -> Plane:
