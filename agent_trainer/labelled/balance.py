@@ -27,7 +27,8 @@ def class_weights(labels: Labels, classes: int) -> npt.NDArray[np.float32]:
 def order(labels: Labels, rng: np.random.Generator, count: int, balance: Balance) -> Labels:
     """Draw the places of the next `count` examples: int64[count].
 
-    "sampler" gives `balanced_order`; the others go through all examples in a random order, again and again.
+    "sampler" gives `balanced_order`; the others go through all examples in a random order, again and again. There is at
+    least one example.
     """
     if balance == "sampler":
         return balanced_order(labels, rng, count)
@@ -35,12 +36,16 @@ def order(labels: Labels, rng: np.random.Generator, count: int, balance: Balance
 
 
 def balanced_order(labels: Labels, rng: np.random.Generator, count: int) -> Labels:
-    """Draw places so that of any K⁺ that follow one another each class has one: int64[count].
+    """Draw places in turns, each with one of every class that there is, in an order of its own: int64[count].
 
-    Within a class all examples come once before one comes again, in a new random order each time. The order of the
-    classes is drawn anew for each such turn.
+    Within a class all examples come once before one comes again, in a new random order each time.
     """
-    raise NotImplementedError
+    streams = [_rounds(np.flatnonzero(labels == label), rng, count) for label in np.unique(labels)]
+    if not streams:
+        return np.empty(0, np.int64)
+    turns = -(-count // len(streams))
+    chosen = np.stack([stream[:turns] for stream in streams], axis=1)
+    return rng.permuted(chosen, axis=1).ravel()[:count]
 
 
 def _rounds(places: Labels, rng: np.random.Generator, count: int) -> Labels:

@@ -6,37 +6,64 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
 
 from agent_trainer.labelled.sources import Example
-from cairn.images import ImageSource
+from agent_trainer.patches import open_big
+from cairn.errors import ImageError
+from cairn.images import find_image, open_image
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Channels: TypeAlias = Literal[1, 3]
 
 
-def source_at(path: Path) -> ImageSource:
-    """Return the image at an `Example.path`: a file, an OME-Zarr folder, or a folder of single-channel TIFFs.
-
-    Raises ImageError when no format of `cairn.images` is known by its name.
-    """
-    raise NotImplementedError
-
-
 def size_of(path: Path) -> tuple[int, int]:
-    """Return an image's height and width in pixels; decodes no pixels. Raises ImageError."""
-    raise NotImplementedError
+    """Return an image's height and width in pixels; reads no more than its header. Raises ImageError."""
+    with open_image(find_image(path)) as image:
+        return image.height, image.width
 
 
 def read_whole(path: Path, side: int, channels: Channels) -> Pixels:
     """Read an image and bring it to side × side pixels: uint8[channels, side, side].
 
-    Raises ImageError: unreadable, a volume, NaN.
+    Where it is larger, each pixel becomes the mean of the area under it; where it is smaller, pixels are bilinear
+    between its own. Its proportions change to those of a square.
+
+    channels  3: colours, or grey three times; 1: grey, or the mean of the bands
+    Values of 8 bits are taken as they are, others between their 0.5 and 99.5 percentiles in this file.
+    Raises ImageError: unreadable, a volume, bands that are no colours, values that are no finite numbers.
     """
-    raise NotImplementedError
+    _check_finite(path)
+    with open_big(path, channels) as big:
+        small = big.reduced(min(side, big.height), min(side, big.width))
+    if small.shape[1:] == (side, side):
+        return small
+    bands = [Pillow.fromarray(band).resize((side, side), Pillow.Resampling.BILINEAR) for band in small]
+    return np.stack([np.asarray(band) for band in bands])
 
 
 def read_all(
     examples: Sequence[Example], side: int, channels: Channels
 ) -> tuple[Pixels, tuple[Example, ...], tuple[str, ...]]:
     """Read many: uint8[n, channels, side, side], the examples that they are of, and a sentence on each that failed."""
-    raise NotImplementedError
+    pixels = np.empty((len(examples), channels, side, side), np.uint8)
+    kept: list[Example] = []
+    problems: list[str] = []
+    for example in examples:
+        try:
+            pixels[len(kept)] = read_whole(example.path, side, channels)
+        except ImageError as error:
+            problems.append(str(error))
+        else:
+            kept.append(example)
+    return pixels[: len(kept)], tuple(kept), tuple(problems)
+
+
+def _check_finite(path: Path) -> None:
+    """Refuse an image of floats with one that is no number: a patch may lack some, a whole image hides that."""
+    with open_image(find_image(path)) as image:
+        if image.dtype.kind != "f":
+            return
+        count = sum(int(tile.values.size - np.isfinite(tile.values).sum()) for tile in image.tiles(image.bands))
+    if count:
+        raise ImageError(f"{path.name}: {count} pixels are NaN or infinite; expected numbers, export the image again")
