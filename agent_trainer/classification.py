@@ -109,7 +109,7 @@ def _area(scores: Ints) -> tuple[float, float]:
     area = Σ_b pos_b · (Σ_{a < b} neg_a + ½ neg_b) / (P · N),  error = ½ Σ_b pos_b · neg_b / (P · N)
     """
     negative, positive = scores.astype(np.float64)
-    pairs = negative.sum() * positive.sum()
+    pairs = float(negative.sum() * positive.sum())
     below = np.concatenate([[0.0], negative.cumsum()[:-1]])
     tied = 0.5 * float(positive @ negative)
     return (float(positive @ below) + tied) / pairs, tied / pairs
