@@ -12,6 +12,8 @@ import numpy.typing as npt
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 """Arrays by name, in the network's own order; statistics of batch normalisation are among them."""
 
+VALIDATION = "validation/"  # before the names of all figures of a validation
+
 
 class Config(Protocol):
     """An algorithm's own settings, a frozen pydantic model."""
@@ -63,7 +65,7 @@ class Practice(Protocol):
         """
 
     def validate(self) -> dict[str, float]:
-        """Measure the weights on the images set aside; names begin with validation/."""
+        """Measure the weights on the images set aside; names begin with VALIDATION."""
 
     def figures(self) -> dict[str, float]:
         """Tell what else is worth telling after a round."""
@@ -92,34 +94,20 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Goal:
-    """By what figure a run's best round is chosen.
-
-    metric  the name in the merged validation
-    larger  whether more is better
-    unit    behind the number, for people; "" for shares
-    """
-
-    metric: str
-    larger: bool
-    unit: str
-
-
-@dataclass(frozen=True)
 class Algorithm:
     """One algorithm.
 
     read_config       settings from JSON; raises ConfigError with the first thing that is wrong
     first_weights     what a run begins with, by its settings and seed
     begin             a site's practice; raises ConfigError, ImageError
-    merge_validation  the figures of all sites' validations made into one of each; {} when nobody validated
+    merge_validation  the figures of all sites' validations made into one of each; {} when nobody validated.
+                      By which of them the best round is chosen: cairn.run.GOALS
     """
 
     read_config: Callable[[str], Any]
     first_weights: Callable[[Any, int], Weights]
     begin: Callable[[Any, Place], Practice]
     merge_validation: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
-    goal: Goal
 
 
 def algorithm(name: str) -> Algorithm:
@@ -129,7 +117,7 @@ def algorithm(name: str) -> Algorithm:
     """
     match name:
         case "dqn":
-            from agent_trainer.practice import DQN  # noqa: PLC0415
+            from agent_trainer.dqn_practice import DQN  # noqa: PLC0415
 
             return DQN
         case "apga":

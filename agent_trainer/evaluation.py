@@ -1,13 +1,14 @@
 """Searches for real, by the greedy policy, and how far from the landmarks they end: the measures of ISBI 2015."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from agent_trainer.algorithms import VALIDATION
 from agent_trainer.config import DqnConfig
 from agent_trainer.ending import SearchEnd
 from agent_trainer.environment import Searches
@@ -22,6 +23,7 @@ QValues: TypeAlias = Callable[[Pixels, Ints], npt.NDArray[np.float32]]
 STARTS = 5
 AT_ONCE = 256  # searches whose states are in memory and in one call of the network
 RADII_MM = (2.0, 2.5, 3.0, 4.0)  # within which a detection counts; Wang et al. 2016, §2.4
+MEANS = ("mean_mm", "sdr_")  # of which a mean over images is a mean of means, weighted by images; not so a median
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,43 @@ def evaluate_mean_positions(train: Sequence[Scene], test: Sequence[Scene]) -> di
     if not known:
         return {}
     return by_task(known, errors_mm(known, np.array([means[scene.task] / scene.spacing_mm for scene in known])))
+
+
+def named(found: Mapping[str, Measures]) -> dict[str, float]:
+    """Write each task's measures as a site tells them: validation/<task>/<measure>."""
+    return {
+        f"{VALIDATION}{task}/{name}": float(value)
+        for task, measured in found.items()
+        for name, value in measured.numbers().items()
+    }
+
+
+def merge_validation(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Merge the sites' measures: of each task n, mean error and success rates over all images, and the mean over all.
+
+        validation/mean_mm = Σ n·mean_mm / Σ n      over sites and tasks
+
+    Empty when no site has validated.
+    """
+    images: dict[str, float] = defaultdict(float)
+    sums: dict[str, float] = defaultdict(float)
+    for metrics in sites:
+        for name, n in metrics.items():
+            task = name.removeprefix(VALIDATION).removesuffix("/n")
+            if not (name.startswith(VALIDATION) and name.endswith("/n")) or n <= 0:
+                continue
+            images[task] += n
+            for other, value in metrics.items():
+                measure = other.removeprefix(f"{VALIDATION}{task}/")
+                if other != measure and measure.startswith(MEANS):
+                    sums[f"{task}/{measure}"] += n * value
+    total = sum(images.values())
+    if not total:
+        return {}
+    found = {f"{VALIDATION}{name}": value / images[name.rpartition("/")[0]] for name, value in sums.items()}
+    found |= {f"{VALIDATION}{task}/n": n for task, n in images.items()}
+    found[f"{VALIDATION}mean_mm"] = sum(sums[f"{task}/mean_mm"] for task in images) / total
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)

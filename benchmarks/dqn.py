@@ -56,7 +56,9 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure what is asked for."""
     match given.what:
         case "ceph":
-            yield from dqn_ceph.ceph(given.tasks, given.seeds, given.updates, given.learners, given.set, validate=given.validate)
+            yield from dqn_ceph.ceph(
+                given.tasks, given.seeds, given.updates, given.learners, given.set, validate=given.validate
+            )
         case "tasks":
             yield from dqn_ceph.agents(given.tasks, given.seeds, given.updates, given.set)
         case "replay":

@@ -15,8 +15,8 @@ import numpy as np
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Weights
+from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.evaluation import evaluate, evaluate_mean_positions
-from agent_trainer.practice import Practice
 from agent_trainer.scenes.landmarks import landmark_scenes
 from agent_trainer.scenes.scene import Scene
 from agent_trainer.scenes.settings import LandmarkFiles
@@ -74,25 +74,25 @@ def deal(scenes: Sequence[Scene], sites: int) -> list[tuple[Scene, ...]]:
     return [tuple(scene for scene in scenes if order[scene.name] % sites == site) for site in range(sites)]
 
 
-def train(practice: Practice, updates: int) -> None:
+def train(practice: DqnPractice, updates: int) -> None:
     """Make so many updates."""
     for _ in practice.train(updates):
         pass
 
 
-def one(config: DqnConfig, scenes: Sequence[Scene], seed: int, updates: int) -> Practice:
+def one(config: DqnConfig, scenes: Sequence[Scene], seed: int, updates: int) -> DqnPractice:
     """Train one agent alone."""
     with tempfile.TemporaryDirectory() as folder:
-        practice = Practice(Scenes(tuple(scenes), ()), config, seed, "cpu", Path(folder))
+        practice = DqnPractice(Scenes(tuple(scenes), ()), config, seed, "cpu", Path(folder))
         train(practice, updates)
     return practice
 
 
-def federated(config: DqnConfig, parts: Sequence[Sequence[Scene]], seed: int, updates: int) -> Practice:
+def federated(config: DqnConfig, parts: Sequence[Sequence[Scene]], seed: int, updates: int) -> DqnPractice:
     """Train one agent in rounds over sites; returns the first site's, holding the average."""
     with tempfile.TemporaryDirectory() as folder:
         sites = [
-            Practice(Scenes(tuple(part), ()), config, SITES * seed + number, "cpu", Path(folder) / str(number))
+            DqnPractice(Scenes(tuple(part), ()), config, SITES * seed + number, "cpu", Path(folder) / str(number))
             for number, part in enumerate(parts)
         ]
         merged = sites[0].learner.weights()
@@ -114,7 +114,7 @@ def average(weights: Sequence[Weights], examples: Sequence[int]) -> Weights:
     }
 
 
-def lines(name: str, config: DqnConfig, practice: Practice, test: Sequence[Scene], **also: object) -> Iterator[Line]:
+def lines(name: str, config: DqnConfig, practice: DqnPractice, test: Sequence[Scene], **also: object) -> Iterator[Line]:
     """Measure an agent on the test images, by landmark."""
     tests = [scene for scene in test if scene.task in config.tasks]
     for task, found in evaluate(tests, config, practice.learner.q_values, STARTS).items():
@@ -171,7 +171,7 @@ def _course(
     config = DqnConfig(tasks=tasks, **{**SMALL, **settings})
     scenes, test = read_ceph(config)
     with tempfile.TemporaryDirectory() as folder:
-        practice = Practice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
+        practice = DqnPractice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
         done, spent = 0, 0.0
         for mark in filter(None, marks):
             began = time.process_time()

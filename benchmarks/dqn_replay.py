@@ -14,9 +14,9 @@ import numpy as np
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Learner
+from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.evaluation import evaluate
 from agent_trainer.pictures import Curves, draw_curves
-from agent_trainer.practice import Practice
 from agent_trainer.rounds.layout import flatten
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.scenes.sources import Scenes
@@ -59,7 +59,7 @@ def curve(form: str, config: DqnConfig, seed: int, updates: int) -> Iterator[Lin
     scenes, test = read_ceph(config)
     plans = ReplayPlans("benchmark", config)
     with tempfile.TemporaryDirectory() as folder:
-        practice = Practice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
+        practice = DqnPractice(Scenes(scenes, ()), config, seed, "cpu", Path(folder))
         spent = 0.0
         for number in range(1, updates // ROUND + 1):
             began = time.process_time()
@@ -85,7 +85,7 @@ def curve(form: str, config: DqnConfig, seed: int, updates: int) -> Iterator[Lin
             }
 
 
-def take_counts(practice: Practice, plans: ReplayPlans) -> None:
+def take_counts(practice: DqnPractice, plans: ReplayPlans) -> None:
     """Give the replay the coder and the counts that there are, as a site does at the beginning of a round."""
     if not plans.published:
         return
@@ -97,7 +97,7 @@ def take_counts(practice: Practice, plans: ReplayPlans) -> None:
         practice.replay.count_with(lambda keys: functions.estimate(table, keys, seeds))
 
 
-def tally_round(practice: Practice, plans: ReplayPlans, number: int) -> Tally | None:
+def tally_round(practice: DqnPractice, plans: ReplayPlans, number: int) -> Tally | None:
     """Tally what a round's plan counts and let the plans take it; None for a run that counts nothing."""
     published = plans.plan(number)
     if not published:
@@ -127,7 +127,7 @@ def sent(updates: int) -> Iterator[Line]:
     scenes, _ = read_ceph(config)
     plans = ReplayPlans("benchmark", config)
     with tempfile.TemporaryDirectory() as folder:
-        practice = Practice(Scenes(deal(scenes, 3)[0], ()), config, 0, "cpu", Path(folder) / "site")
+        practice = DqnPractice(Scenes(deal(scenes, 3)[0], ()), config, 0, "cpu", Path(folder) / "site")
         for number, name in enumerate(("ranges", "keys"), 1):
             take_counts(practice, plans)
             train(practice, updates)

@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from agent_trainer.config import PADDING, DqnConfig
+from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.environment import LandmarkEnv, Searches
-from agent_trainer.practice import Practice
 from agent_trainer.scenes.generated import generated_scenes
 from agent_trainer.scenes.settings import Generated
 from agent_trainer.scenes.sources import Scenes
@@ -64,9 +64,9 @@ def speed(wanted: str) -> Iterator[Line]:
     scenes = generated_scenes(Generated(tasks=(ORGAN,), images=20), 2)
     theirs = baseline(base, scenes)
     with tempfile.TemporaryDirectory() as folder:
-        ours = Practice(Scenes(tuple(scenes), ()), base, 0, "cpu", Path(folder) / "many")
+        ours = DqnPractice(Scenes(tuple(scenes), ()), base, 0, "cpu", Path(folder) / "many")
         train(ours, 1)
-        few = Practice(
+        few = DqnPractice(
             Scenes(tuple(scenes), ()), base.model_copy(update={"warm_up": FEW}), 0, "cpu", Path(folder) / "few"
         )
         train(few, 1)
@@ -89,7 +89,7 @@ def speed(wanted: str) -> Iterator[Line]:
             for _ in range(STEPS):
                 environments.step(rng.integers(0, base.actions, base.envs))
 
-        def update(mine: Practice) -> None:
+        def update(mine: DqnPractice) -> None:
             for _ in range(count):
                 batch = mine.replay.sample(base.batch)
                 mine.replay.update(batch.index, mine.learner.update(batch).td_error)

@@ -2,7 +2,7 @@
 
 import json
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,6 +10,39 @@ from cairn.errors import TrainingError
 from cairn.study import Name
 from cairn.v1 import training_pb2
 
+AlgorithmName = Literal["dqn", "apga", "attention"]
+
+
+class Goal(NamedTuple):
+    """The figure of a federated validation by which a run's best round is chosen.
+
+    words  what people call it
+    """
+
+    metric: str
+    larger_is_better: bool
+    words: str
+    unit: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands over a column or an axis."""
+        return f"{self.words}, {self.unit}" if self.unit else self.words
+
+    def said(self, value: float) -> str:
+        """Say a value with its unit."""
+        return f"{value:.3g} {self.unit}".rstrip()
+
+    def better(self, value: float, other: float) -> bool:
+        """Tell whether a value is better than another."""
+        return value > other if self.larger_is_better else value < other
+
+
+GOALS: dict[AlgorithmName, Goal] = {
+    "dqn": Goal("validation/mean_mm", larger_is_better=False, words="error", unit="mm"),
+    "apga": Goal("validation/balanced_accuracy", larger_is_better=True, words="balanced accuracy"),
+    "attention": Goal("validation/balanced_accuracy", larger_is_better=True, words="balanced accuracy"),
+}
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "trimmed-mean", "krum"]
 # The numbers that a strategy takes beside its name, with their defaults: those of the strategies' own papers.
 OPTIONS: dict[Strategy, dict[str, float]] = {
@@ -29,7 +62,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
-    algorithm: Literal["dqn"]
+    algorithm: AlgorithmName
     rounds: int = Field(ge=1, le=100_000)
     min_sites: int = Field(ge=1, description="sites that must have answered before a round counts")
     strategy: Strategy = "fedavg"
@@ -47,6 +80,11 @@ class RunSpec(BaseModel):
             known = ", ".join(OPTIONS[self.strategy]) or "none"
             raise ValueError(f"{self.strategy} has no option {unknown[0]!r}; it takes {known}")
         return self
+
+    @property
+    def goal(self) -> Goal:
+        """The figure by which the best round is chosen."""
+        return GOALS[self.algorithm]
 
     @property
     def options(self) -> dict[str, float]:

@@ -32,6 +32,7 @@ def fetched(profile: Path, run: str, number: int) -> Model:
 def read_model(path: Path) -> Model:
     """Read a weights file. Raises ConfigError when it is none of Cairn's."""
     try:
-        return Model(*head_of(path), load_file(path))
+        head = head_of(path)
+        return Model(head.run, head.number, head.algorithm, head.config, load_file(path))
     except UNREADABLE as error:
         raise ConfigError(f"{path} is no weights file of a run; `cairn export RUN` writes one") from error

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from agent_trainer.rounds.layout import Weights
+from agent_trainer.algorithms import Weights
 from cairn.errors import TrainingError
 from cairn.files import sync_folder, write_atomically
 
@@ -33,7 +33,7 @@ class Progress:
 
     round         rounds that count
     best_round    of the best validation; 0 before there was one
-    best_value    its mean error in mm, over all sites and tasks
+    best_value    its value of the goal's figure
     since_best    validations after it
     plan          published bytes, in hex, of the replay plan whose coder the merged tables are of; "" before
     report        the last round as it was reported, for a report that was lost

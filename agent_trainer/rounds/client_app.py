@@ -7,6 +7,7 @@ from flwr.clientapp import ClientApp
 
 from agent_trainer.rounds.layout import Vector
 from agent_trainer.rounds.wire import Order, answer, read_order
+from cairn.run import GOALS
 
 
 class Work(Protocol):
@@ -20,18 +21,19 @@ class Work(Protocol):
 
 
 def make_app(work: Work) -> ClientApp:
-    """Make the app: one handler an algorithm and a kind of message."""
+    """Make the app: train and evaluate, of every algorithm."""
     app = ClientApp()
 
-    @app.train("dqn")
     def train(message: Message, _: Context) -> Message:
         order, weights = read_order(message)
         metrics, trained = work.train(order, weights)
         return answer(metrics, trained, message)
 
-    @app.evaluate("dqn")
     def evaluate(message: Message, _: Context) -> Message:
         order, weights = read_order(message)
         return answer(work.evaluate(order, weights), None, message)
 
+    for name in GOALS:
+        app.train(name)(train)
+        app.evaluate(name)(evaluate)
     return app

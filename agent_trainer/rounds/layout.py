@@ -7,9 +7,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from agent_trainer.algorithms import Weights
 from cairn.errors import Diverged, TrainingError
 
-Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 Vector: TypeAlias = npt.NDArray[np.float32]
 Layout: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of the arrays, in the order in which they lie in the vector."""

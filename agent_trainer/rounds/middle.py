@@ -12,13 +12,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from agent_trainer.config import DqnConfig, read_config
+from agent_trainer.algorithms import algorithm
 from agent_trainer.rounds.checkpoints import Checkpoints
 from agent_trainer.rounds.daemons import end_with_stdin
 from agent_trainer.rounds.desk import GrpcDesk
 from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.grid import server_task
-from agent_trainer.rounds.layout import Weights
 from agent_trainer.rounds.run import RoundReport, Run
 from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words
@@ -30,13 +29,6 @@ from cairn.run import RunSpec
 IDLE_S = 1.0  # between two questions for a run
 REGISTER_EVERY = 5  # of those questions, one also registers new sites
 AWAY_S = 1.0  # between two tries to reach SuperLink
-
-
-def first_weights(config: DqnConfig, seed: int) -> Weights:
-    """Make the weights that a run begins with."""
-    from agent_trainer.dqn import Learner  # noqa: PLC0415 - torch takes seconds and 200 MB, and no run may ever come
-
-    return Learner(config, len(config.tasks), config.actions, seed=seed).weights()
 
 
 class Middle:
@@ -86,10 +78,11 @@ class Middle:
         self._desk.end(ended, message)
 
     def _played(self, control: Control, spec: RunSpec) -> tuple[str, str]:
-        config = read_config(json.dumps(spec.settings))
+        chosen = algorithm(spec.algorithm)
+        config = chosen.read_config(json.dumps(spec.settings))
         about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
         checkpoints = Checkpoints(self._folder / spec.name, about)
-        run = Run(spec, config, first_weights(config, spec.seed), checkpoints, self._desk)
+        run = Run(spec, config, chosen.first_weights(config, spec.seed), checkpoints, self._desk)
         tracker = Tracker(self._folder / spec.name, spec, self._desk.log)
         if run.reported is not None:
             self._desk.report(run.reported)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from agent_trainer.config import DqnConfig, read_config
-from agent_trainer.rounds.layout import Weights
+from agent_trainer.algorithms import Weights, algorithm
 from cairn.errors import CairnError, TrainingError
 from cairn.files import write_atomically
 
@@ -16,11 +16,12 @@ UNREADABLE = (OSError, KeyError, ValueError, SafetensorError)  # what reading a 
 
 @dataclass(frozen=True)
 class Model:
-    """A run's weights after a round."""
+    """A run's weights after a round; `config` is of the algorithm's own type."""
 
     run: str
     number: int
-    config: DqnConfig
+    algorithm: str
+    config: Any
     weights: Weights
 
 
@@ -30,7 +31,8 @@ class ModelHead:
 
     run: str
     number: int
-    tasks: tuple[str, ...]
+    algorithm: str
+    config: Any
 
 
 class Models:
@@ -42,33 +44,34 @@ class Models:
 
     def keep(self, model: Model) -> None:
         """Replace a run's weights. Raises OSError."""
-        about = {"run": model.run, "round": str(model.number), "settings": model.config.model_dump_json()}
+        about = {
+            "run": model.run,
+            "algorithm": model.algorithm,
+            "round": str(model.number),
+            "settings": model.config.model_dump_json(),
+        }
         with write_atomically(self._folder / f"{model.run}.safetensors") as file:
             file.write(save(model.weights, about))
 
     def heads(self) -> list[ModelHead]:
         """List the models, the newest first; files that cannot be read are left out."""
-        found = []
+        found: list[ModelHead] = []
         for path in sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
             try:
-                run, number, config = self._head(path)
+                found.append(self._head(path))
             except TrainingError:
                 continue
-            found.append(ModelHead(run, number, config.tasks))
         return found
 
-    def load(self, run: str | None) -> Model:
-        """Read a run's weights, or the newest there are. Raises TrainingError when there are none."""
-        name = run or next((head.run for head in self.heads()), None)
-        if name is None:
-            raise TrainingError("there is no model at this site yet; it comes with the second round of a run")
-        path = self._folder / f"{name}.safetensors"
+    def load(self, run: str) -> Model:
+        """Read a run's weights. Raises TrainingError when there are none."""
+        path = self._folder / f"{run}.safetensors"
         if not path.exists():
-            raise TrainingError(f"there is no model of the run {name} at this site")
-        found, number, config = self._head(path)
-        return Model(found, number, config, load_file(path))
+            raise TrainingError(f"there is no model of the run {run} at this site")
+        head = self._head(path)
+        return Model(head.run, head.number, head.algorithm, head.config, load_file(path))
 
-    def _head(self, path: Path) -> tuple[str, int, DqnConfig]:
+    def _head(self, path: Path) -> ModelHead:
         try:
             return head_of(path)
         except (*UNREADABLE, CairnError) as error:
@@ -77,8 +80,9 @@ class Models:
             ) from error
 
 
-def head_of(path: Path) -> tuple[str, int, DqnConfig]:
-    """Read run, round and settings from a weights file's head. Raises one of UNREADABLE, or ConfigError."""
+def head_of(path: Path) -> ModelHead:
+    """Read a weights file's head. Raises one of UNREADABLE, or ConfigError."""
     with safe_open(path, "np") as file:
         about = file.metadata() or {}
-    return about["run"], int(about["round"]), read_config(about["settings"])
+    name = about["algorithm"]
+    return ModelHead(about["run"], int(about["round"]), name, algorithm(name).read_config(about["settings"]))

@@ -22,18 +22,19 @@ COUNTING = ("sketched", "sketched_td")  # the samplers that need the federation'
 class ReplayPlans:
     """A run's replay plans and the sum of their merged tallies.
 
+    config     None for a run of another algorithm, which has no replay and no plans
     published  the plan of the latest replay round, whose coder and sketch hold for all; b"" before the first
     tables     the sum of all merged tallies of replay rounds; empty before the first
     """
 
     run: str
-    config: DqnConfig
+    config: DqnConfig | None
     published: bytes = b""
     tables: Tables | None = None
 
     def plan(self, number: int) -> bytes:
         """Return the plan of a round as published bytes; empty when the run's sampler needs no counts."""
-        if self.config.replay not in COUNTING:
+        if self.config is None or self.config.replay not in COUNTING:
             return b""
         stage = self._stage() or ReplayRangesPlan(self.config.pool)
         return encode_plan(Plan(self.run, number, stage))
@@ -46,7 +47,8 @@ class ReplayPlans:
         if not int(merged.tables["transitions"][0]):
             return  # nobody tallied in time
         if isinstance(stage, ReplayRangesPlan):
-            self.published = encode_plan(Plan(self.run, 0, self._first(merged.tables)))
+            assert self.config is not None  # else there was no plan
+            self.published = encode_plan(Plan(self.run, 0, self._first(merged.tables, self.config)))
         elif self.tables is None:
             self.tables = {name: table.copy() for name, table in merged.tables.items()}
         else:
@@ -65,8 +67,7 @@ class ReplayPlans:
         assert isinstance(stage, ReplayPlan)
         return stage
 
-    def _first(self, tables: Tables) -> ReplayPlan:
-        config = self.config
+    def _first(self, tables: Tables, config: DqnConfig) -> ReplayPlan:
         thresholds = fit_thresholds(tables["cells"], config.radix)
         coder = TransitionCoder(config.pool, thresholds, len(config.tasks), config.actions, config.reward_edges)
         seed = hashlib.sha256(f"cairn replay sketch of {self.run}".encode()).digest()

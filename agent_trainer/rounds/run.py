@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 from flwr.app import Message, RecordDict
 
+from agent_trainer.algorithms import VALIDATION, Config, Weights, algorithm
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds import layout as lay
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.rounds.server_app import Attempt, Clock, Outcome, Post, check_quorum
 from agent_trainer.rounds.strategies import Strategy
-from agent_trainer.rounds.validation import merged_metrics, merged_validation
+from agent_trainer.rounds.validation import merged_metrics
 from agent_trainer.rounds.wire import (
     EVALUATE,
     ROUND,
@@ -89,8 +90,8 @@ class Run:
     def __init__(
         self,
         spec: RunSpec,
-        config: DqnConfig,
-        weights: lay.Weights,
+        config: Config,
+        weights: Weights,
         checkpoints: Checkpoints,
         desk: Desk,
         clock: Clock = time,
@@ -99,7 +100,7 @@ class Run:
         self._spec, self._config, self._checkpoints, self._desk = spec, config, checkpoints, desk
         self._layout = lay.layout_of(weights)
         self._strategy = Strategy(spec)
-        self._plans = ReplayPlans(spec.name, config)
+        self._plans = ReplayPlans(spec.name, config if isinstance(config, DqnConfig) else None)
         self.progress = Progress(0)
         self._weights = lay.flatten(weights)
         if (found := checkpoints.latest()) is not None:
@@ -129,7 +130,7 @@ class Run:
         if patience and progress.since_best >= patience:
             return (
                 f"stopped early after round {progress.round}: {progress.since_best} validations without a better one "
-                f"than that of round {progress.best_round} ({progress.best_value:.2f} mm)"
+                f"than that of round {progress.best_round} ({self._spec.goal.said(progress.best_value or 0.0)})"
             )
         return f"all {self._spec.rounds} rounds are done" if progress.round >= self._spec.rounds else ""
 
@@ -165,7 +166,7 @@ class Run:
     def evaluate(self, post: Post, sites: Mapping[int, str]) -> Iterator[RoundReport]:
         """Validate the last weights at the sites, if that was not done; yields the last round again."""
         last = self.reported
-        if last is None or any(name.startswith("validation/") for name in last.metrics):
+        if last is None or any(name.startswith(VALIDATION) for name in last.metrics):
             return
         order = self._order(self.progress.round, b"", evaluate=True)
         content = RecordDict({WEIGHTS: arrays(self._weights), ROUND: order_record(order)})
@@ -187,6 +188,7 @@ class Run:
         return Order(
             run=self._spec.name,
             number=number,
+            algorithm=self._spec.algorithm,
             settings=self._config.model_dump_json(),
             seed=self._spec.seed,
             layout=self._layout,
@@ -251,12 +253,12 @@ class Run:
 
     def _validated(self, outcomes: Sequence[Outcome]) -> Iterator[RoundReport]:
         """Note the validation of the last round's weights; yields that round's report with it."""
-        found, last = merged_validation([o.metrics for o in outcomes if o.state == "trained"]), self.reported
+        merge, goal = algorithm(self._spec.algorithm).merge_validation, self._spec.goal
+        found, last = merge([o.metrics for o in outcomes if o.state == "trained"]), self.reported
         if not found or last is None:
             return
-        value = found["validation/mean_mm"]
-        progress = self.progress
-        if progress.best_value is None or value < progress.best_value:
+        value, progress = found[goal.metric], self.progress
+        if progress.best_value is None or goal.better(value, progress.best_value):
             progress = replace(progress, best_round=progress.round, best_value=value, since_best=0)
         else:
             progress = replace(progress, since_best=progress.since_best + 1)
@@ -287,7 +289,7 @@ def read_report(fields: Mapping[str, Any]) -> RoundReport:
 
 
 def _only_validation(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith("validation/")}
+    return {name: value for name, value in metrics.items() if name.startswith(VALIDATION)}
 
 
 def _bytes(outcome: Outcome, sent: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any, Literal, TextIO
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agent_trainer.labelled.settings import read_labelled
 from agent_trainer.rounds.client_app import make_app
 from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.executors import SiteExecutor
@@ -36,12 +37,13 @@ AWAY_S = 1.0  # between two tries to reach the SuperNode
 
 
 class Told(BaseModel):
-    """The settings file that the edge node writes."""
+    """The settings file that the edge node writes; tables of data by kind, as in its site.toml."""
 
     model_config = ConfigDict(frozen=True)
 
     runs: tuple[str, ...]
-    scenes: list[dict[str, Any]]
+    scenes: list[dict[str, Any]] = []
+    labelled: list[dict[str, Any]] = []
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     folder: Path
@@ -54,10 +56,13 @@ class Site:
         self._link, self._words = link, words
         self._talk = EdgeTalk(out)
         self._questions: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        sources = read_sources(json.dumps(told.scenes), Path.cwd())
+        scenes = read_sources(json.dumps(told.scenes), Path.cwd()) if told.scenes else ()
+        if told.labelled:
+            read_labelled(json.dumps(told.labelled), Path.cwd())  # to say at once what is wrong with them
         device = ("cuda" if torch.cuda.is_available() else "cpu") if told.device == "auto" else told.device
         models = Models(told.folder / "models")
-        self._page = SitePage(sources, models)
+        self._page = SitePage(scenes, models)
+        sources = {"scenes": told.scenes, "labelled": told.labelled}
         settings = SiteSettings(told.runs, sources, device, told.folder, spool)
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own
         self._work = SiteWork(settings, models, self._talk, site_seed)

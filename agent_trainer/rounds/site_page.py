@@ -11,7 +11,7 @@ from PIL import Image
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Learner
 from agent_trainer.evaluation import Trace, trace
-from agent_trainer.rounds.models import Model, Models
+from agent_trainer.rounds.models import Model, ModelHead, Models
 from agent_trainer.scenes.scene import Scene
 from agent_trainer.scenes.sources import Scenes, SceneSource, load_scenes, scene_of
 from cairn.errors import CairnError, TrainingError
@@ -41,12 +41,12 @@ class SitePage:
                 raise TrainingError(f"this trainer does not know what {other} is; install both sides of one version")
 
     def _list(self) -> dict[str, Any]:
-        heads = self._models.heads()
-        models = [{"run": head.run, "round": head.number, "tasks": head.tasks} for head in heads]
+        heads = self._agents()
+        models = [{"run": head.run, "round": head.number, "tasks": head.config.tasks} for head in heads]
         if not heads:
             return {"event": "scenes", "scenes": [], "models": []}
         tasks: dict[str, list[Scene]] = {}
-        for scene in self._all(self._models.load(None).config):
+        for scene in self._all(heads[0].config):
             tasks.setdefault(scene.name, []).append(scene)
         scenes = []
         for name, found in sorted(tasks.items()):
@@ -57,7 +57,7 @@ class SitePage:
         return {"event": "scenes", "scenes": scenes, "models": models}
 
     def _picture(self, name: str, number: int) -> dict[str, Any]:
-        scene = next((s for s in self._all(self._models.load(None).config) if s.name == name), None)
+        scene = next((s for s in self._all(self._newest().config) if s.name == name), None)
         if scene is None:
             raise TrainingError(f"there is no image {name} among this site's scenes")
         plane = scene.image[0] if scene.axes == 2 else scene.image[0, min(max(number, 0), scene.image.shape[1] - 1)]
@@ -75,12 +75,21 @@ class SitePage:
         return {"event": "path", "run": model.run, "round": model.number, **path_fields(scene, model.config, found)}
 
     def _ready(self, run: str | None) -> tuple[Model, Learner]:
-        model = self._models.load(run)
+        model = self._models.load(run or self._newest().run)
         if self._agent is None or (self._agent[0].run, self._agent[0].number) != (model.run, model.number):
             learner = Learner(model.config, len(model.config.tasks), model.config.actions, seed=0)
             learner.load(model.weights)
             self._agent = model, learner
         return self._agent
+
+    def _agents(self) -> list[ModelHead]:
+        """List the models that can search, the newest first."""
+        return [head for head in self._models.heads() if head.algorithm == "dqn"]
+
+    def _newest(self) -> ModelHead:
+        for head in self._agents():
+            return head
+        raise TrainingError("there is no model at this site yet; it comes with the second round of a run")
 
     def _all(self, config: DqnConfig) -> tuple[Scene, ...]:
         settings = config.model_dump_json()

@@ -24,6 +24,7 @@ METRIC_LIMIT = 1000  # numbers that a site may send
 class Order:
     """What a site is asked to do in a round.
 
+    algorithm   its name
     settings    the algorithm's own, JSON
     seed        of the run; a site adds its own name and the round
     evaluate    measure the weights that came on the site's validation scenes, before training
@@ -35,6 +36,7 @@ class Order:
 
     run: str
     number: int
+    algorithm: str
     settings: str
     seed: int
     layout: Layout

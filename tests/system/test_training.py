@@ -166,11 +166,11 @@ def test_a_site_leaves_out_the_images_that_cannot_be_used_and_names_them_at_home
     seen: Observed, whole: dict[str, Any]
 ) -> None:
     (problem,) = status(seen, "site-3").problems
-    assert problem.startswith("2 images cannot be used for training; the first: ")
+    assert problem.startswith("2 remarks on the data for training; the first: ")
     assert "good-3.png: the landmark of liver lies outside the image" in problem or "nan.tif: " in problem
     examples = {site["site"]: site["metrics"]["examples"] for site in whole["rounds"][0]["sites"]}
     assert examples == {"site-1": 3, "site-2": 3, "site-3": 1}
-    assert "images cannot be used for training" in listed(seen, "site-3")
+    assert "something is wrong with the data for training" in listed(seen, "site-3")
     for path in (seen.running.folder / "logs" / "aggregator.log", seen.running.state / "cairn.db"):
         assert not any(name in path.read_bytes() for name in (b"good-3", b"nan.tif"))
 

@@ -22,7 +22,7 @@ def judge(site, reply):
 def play(sites, *, wanted=2, deadline=100.0, clock=None, stopped=lambda: False):
     clock = clock or MovingClock()
     post = Post(sites, clock)
-    order = Order("run", 1, "{}", 0, (("w", (3,)),), evaluate=False, deadline_s=deadline)
+    order = Order("run", 1, "dqn", "{}", 0, (("w", (3,)),), evaluate=False, deadline_s=deadline)
     content = RecordDict({WEIGHTS: arrays(np.zeros(3, np.float32)), ROUND: order_record(order)})
     names = {node: NAMES[node] for node in sites}
     attempt = Attempt(post, content, "train.dqn", 1, names, wanted, deadline, judge, clock)

@@ -205,7 +205,7 @@ def test_a_run_stops_early_when_validation_no_longer_improves(tmp_path):
         play(run, grid, sites)
     assert run.progress.round == 5
     assert run.finished == (
-        "stopped early after round 5: 2 validations without a better one than that of round 2 (3.00 mm)"
+        "stopped early after round 5: 2 validations without a better one than that of round 2 (3 mm)"
     )
     assert 2 in Checkpoints(tmp_path / "run", {}).rounds(), "the best checkpoint is kept"
 

@@ -13,7 +13,6 @@ from agent_trainer.rounds.models import Models
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.rounds.site_work import SiteSettings, SiteWork
 from agent_trainer.rounds.wire import Order
-from agent_trainer.scenes.sources import read_sources
 from cairn import codec
 from cairn.errors import ConfigError, PlanMismatch, PolicyError, TrainingError
 from cairn.kernels import load
@@ -70,7 +69,7 @@ def site(tmp_path, *, edge=None, scenes=None, runs=("run",)):
     spool = tmp_path / "spool"
     spool.mkdir(exist_ok=True)
     told = scenes or [{"kind": "generated", "tasks": ["liver"], "images": 4, "size": 32}]
-    settings = SiteSettings(runs, read_sources(json.dumps(told), tmp_path), "cpu", tmp_path / "site", spool)
+    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool)
     return SiteWork(settings, Models(tmp_path / "models"), edge.talk, 7), edge
 
 
@@ -78,6 +77,7 @@ def order(number=1, config=CONFIG, **changes):
     values = {
         "run": "run",
         "number": number,
+        "algorithm": "dqn",
         "settings": config.model_dump_json(),
         "seed": 3,
         "layout": layout_of(LEARNER.weights()),
@@ -172,7 +172,7 @@ def test_evaluation_measures_the_weights_that_came_and_keeps_them_for_the_page(t
     metrics = work.evaluate(order(4), WEIGHTS)
     assert metrics["validation/liver/n"] == 1
     assert metrics["validation/liver/mean_mm"] > 0
-    model = Models(tmp_path / "models").load(None)
+    model = Models(tmp_path / "models").load("run")
     assert (model.run, model.number) == ("run", 4)
     np.testing.assert_array_equal(flatten({name: model.weights[name] for name, _ in order().layout}), WEIGHTS)
 

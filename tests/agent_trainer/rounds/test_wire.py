@@ -7,8 +7,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_trainer.evaluation import merge_validation
 from agent_trainer.rounds.layout import flatten, layout_of, read_layout, unflatten, write_layout
-from agent_trainer.rounds.validation import merged_metrics, merged_validation
+from agent_trainer.rounds.validation import merged_metrics
 from agent_trainer.rounds.wire import (
     ROUND,
     WEIGHTS,
@@ -53,7 +54,9 @@ def test_a_layout_that_cannot_be_read_is_one_clear_error(text):
         read_layout(text)
 
 
-ORDER = Order("run", 3, '{"a": 1}', 2**62, (("w", (3,)),), evaluate=True, deadline_s=2.5, plan=b"\x00", counts=b"\xff")
+ORDER = Order(
+    "run", 3, "dqn", '{"a": 1}', 2**62, (("w", (3,)),), evaluate=True, deadline_s=2.5, plan=b"\x00", counts=b"\xff"
+)
 
 
 def message(content):
@@ -141,7 +144,7 @@ def test_the_merged_mean_error_is_the_mean_over_all_images_of_all_sites(of_site)
         for errors in of_site
     ]
     every = np.concatenate([np.array(errors) for errors in of_site])
-    found = merged_validation(sites)
+    found = merge_validation(sites)
     assert found["validation/sella/n"] == len(every)
     assert found["validation/mean_mm"] == pytest.approx(every.mean())
     assert found["validation/sella/mean_mm"] == pytest.approx(every.mean())
@@ -150,4 +153,4 @@ def test_the_merged_mean_error_is_the_mean_over_all_images_of_all_sites(of_site)
 
 
 def test_without_a_validation_there_is_nothing_to_merge():
-    assert merged_validation([{"loss": 1.0}, {"validation/a/n": 0, "validation/a/mean_mm": 0.0}]) == {}
+    assert merge_validation([{"loss": 1.0}, {"validation/a/n": 0, "validation/a/mean_mm": 0.0}]) == {}

@@ -1,4 +1,4 @@
-"""What a site holds of a run between rounds: learner, replay and searches, and the loop that trains them."""
+"""What a site holds of a DQN run between rounds: learner, replay and searches, and the loop that trains them."""
 
 import json
 from collections.abc import Iterator
@@ -8,11 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from agent_trainer.config import DqnConfig
+from agent_trainer.algorithms import Algorithm, Place, Weights
+from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.dqn import Learner
 from agent_trainer.environment import Searches
+from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.replay import Replay
-from agent_trainer.scenes.sources import Scenes
+from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
 from cairn.errors import CairnError
 from cairn.files import write_atomically
 
@@ -39,8 +41,8 @@ class Sums:
         return {"updates": float(self.updates), "steps": float(self.steps), **of_updates, **of_steps, **of_episodes}
 
 
-class Practice:
-    """A run at this site; `train` goes on where it stopped.
+class DqnPractice:
+    """A run at this site; see `algorithms.Practice`. `train` goes on where it stopped.
 
     folder  for the learner's state after each round, so that a restart keeps the optimiser and ε, and for frames
     seed    of exploration, starts and draws
@@ -59,6 +61,35 @@ class Practice:
         self._steps = 0  # in the environment, over all rounds
         self._owed = 0.0  # updates that the steps made allow
         self._restore()
+
+    @property
+    def examples(self) -> int:
+        """Scenes learned from."""
+        return len(self.scenes.train)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Sentences on the scenes that cannot be used."""
+        return self.scenes.problems
+
+    def weights(self) -> Weights:
+        """Copy the policy network's weights."""
+        return self.learner.weights()
+
+    def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
+        """Take a round's weights; see `Learner.load`."""
+        self.learner.load(weights, proximal_mu)
+
+    def validate(self) -> dict[str, float]:
+        """Search the scenes set aside."""
+        return named(evaluate(self.scenes.validation, self.config, self.learner.q_values))
+
+    def figures(self) -> dict[str, float]:
+        """Describe the replay."""
+        stats = self.replay.stats()
+        unique = {} if stats.unique_share is None else {"replay/unique_share": stats.unique_share}
+        of_all = {"replay/effective": stats.effective, "replay/fill": stats.fill, "replay/bytes": float(stats.bytes)}
+        return {**unique, **of_all}
 
     def train(self, updates: int) -> Iterator[Sums]:
         """Act and learn until so many updates are made; yields after every step of all agents.
@@ -114,3 +145,17 @@ class Practice:
             self.learner.restore(self._folder / STATE)
         except (OSError, ValueError, KeyError, CairnError):
             self._steps = 0  # a new run, or a state of another network: begin anew
+
+
+def first_weights(config: DqnConfig, seed: int) -> Weights:
+    """Make the weights that a run begins with."""
+    return Learner(config, len(config.tasks), config.actions, seed=seed).weights()
+
+
+def begin(config: DqnConfig, place: Place) -> DqnPractice:
+    """Load a site's scenes and go on where the run was at this site. Raises ConfigError, ImageError."""
+    scenes = load_scenes(read_sources(place.table("scenes"), Path.cwd()), config)
+    return DqnPractice(scenes, config, place.seed, place.device, place.folder)
+
+
+DQN: Final = Algorithm(read_config, first_weights, begin, merge_validation)
