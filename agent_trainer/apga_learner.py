@@ -1,0 +1,363 @@
+"""APGA's networks with their optimisers: steps that are whole or not at all, a round's weights, and a saved state."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent_trainer import apga
+from agent_trainer.algorithms import Weights
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.apga_networks import CLASSIFIER, MASKER, grad_cam_layer, networks
+from agent_trainer.masks import GradCamMasks, cutout
+from cairn.errors import Diverged, TrainingError
+from cairn.files import write_atomically
+
+FLAT = 1e-6  # logits that differ less over a batch say nothing any more
+
+
+@dataclass
+class Pretraining:
+    """How far line 2 of algorithm 1 is.
+
+    losses  the mean of each full window
+    sums    of the window that is not full: loss, updates
+    over    nothing is pre-trained any more
+    """
+
+    losses: list[float] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    over: bool = False
+
+    def add(self, loss: float, config: ApgaConfig) -> None:
+        """Count an update; may end it."""
+        self.sums = [self.sums[0] + loss, self.sums[1] + 1]
+        if self.sums[1] == config.pretrain_window:
+            self.losses.append(self.sums[0] / self.sums[1])
+            self.sums = [0.0, 0.0]
+        done = len(self.losses) * config.pretrain_window + self.sums[1]
+        ended = apga.converged(self.losses, config.pretrain_patience, config.pretrain_gain)
+        self.over = done >= config.pretrain_updates or ended
+
+
+class Learner:
+    """Classifier and, where the method has one, masker.
+
+    class_weights  float32[K] of the loss; None for all alike
+    seed           of the first weights
+    device         of torch; the number of its threads is the caller's affair
+    """
+
+    def __init__(
+        self,
+        config: ApgaConfig,
+        *,
+        seed: int,
+        device: str = "cpu",
+        class_weights: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self.config, self.updates, self.restarts = config, 0, 0
+        self.baseline: float | None = None
+        self.pretraining = Pretraining(over=config.pretrain_updates == 0)
+        self._seed, self._device = seed, torch.device(device)
+        self._weigh = None if class_weights is None else torch.tensor(class_weights, device=self._device)
+        self.networks = networks(config, seed).to(self._device)
+        mean, std = (torch.tensor(scale, device=self._device)[:, None, None] for scale in config.scale)
+        self._mean, self._std = mean, std
+        self._parameters = {name: list(network.parameters()) for name, network in self.networks.items()}
+        self._adam = {name: self._optimiser(some) for name, some in self._parameters.items()}
+        self._anchor: dict[str, list[Tensor]] = {}
+        self._mu = 0.0
+        self._grad_cam: GradCamMasks | None = None
+        self._pretrained: nn.Module | None = None  # what Grad-CAM looks through
+        self._spare = [torch.empty_like(tensor) for tensor in self._live()]
+        if self.pretraining.over:
+            self._freeze()
+
+    def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Adam:
+        adam = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True)
+        for p in parameters:  # there from the start, so that a step can be taken back whenever it was
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            adam.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return adam
+
+    def _live(self) -> list[Tensor]:
+        """All that a step changes: parameters, statistics of batch norm, Adam's moments."""
+        moments = [
+            t for name, some in self._parameters.items() for p in some for t in self._adam[name].state[p].values()
+        ]
+        return [*self.networks.state_dict().values(), *moments]
+
+    def scaled(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Return x of uint8[b, channels, side, side]: float[…], mean 0 and deviation 1 over the images of the scale."""
+        x = torch.from_numpy(pixels).to(self._device).to(torch.float32, memory_format=torch.channels_last)
+        return x.div_(255).sub_(self._mean).div_(self._std)
+
+    def step(self, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rng: np.random.Generator) -> apga.Step:
+        """Learn from one batch: pre-training first, then as the method says.
+
+        Raises Diverged when a loss or a gradient is not finite; all is then as it was before the batch.
+        """
+        x, y = self.scaled(pixels), torch.from_numpy(labels).to(self._device)
+        torch._foreach_copy_(self._spare, self._live())
+        try:
+            made = self._made(x, y, rng)
+        except Diverged:
+            torch._foreach_copy_(self._live(), self._spare)
+            raise
+        self.updates += 1
+        self.baseline = made.baseline if made.baseline is not None else self.baseline
+        if not self.pretraining.over:
+            self.pretraining.add(made.original, self.config)
+            if self.pretraining.over:
+                self._freeze()
+        return made
+
+    def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> apga.Step:
+        config, classifier = self.config, self.networks[CLASSIFIER].train()
+
+        def descend(loss: Tensor) -> None:
+            self._descend(loss, (CLASSIFIER,))
+
+        def masked(kept: Tensor) -> apga.Step:
+            step, _ = apga.plain_step(x, y, classifier, self._loss, descend)
+            loss = apga.masked_step(x, y, kept, classifier, self._loss, descend)
+            return apga.Step(step.original, step.right, loss)
+
+        if not self.pretraining.over or config.method == "none":
+            return apga.plain_step(x, y, classifier, self._loss, descend)[0]
+        match config.method:
+            case "cutout":
+                return masked(cutout(len(x), config.side, config.cutout_share, rng).to(self._device))
+            case "gradcam":
+                assert self._grad_cam is not None
+                return masked(self._grad_cam(x))
+            case "end-to-end":
+                return apga.end_to_end_step(
+                    x,
+                    y,
+                    classifier,
+                    self.networks[MASKER].train(),
+                    self._loss,
+                    descend,
+                    lambda loss: self._descend(loss, (CLASSIFIER, MASKER)),
+                    lambda_zeros=config.lambda_zeros,
+                    lambda_ones=config.lambda_ones,
+                )
+            case _:
+                return apga.apga_step(
+                    x,
+                    y,
+                    classifier,
+                    self._judge,
+                    self.networks[MASKER].train(),
+                    self._loss,
+                    descend,
+                    lambda loss: self._descend(loss, (MASKER,)),
+                    baseline=self.baseline,
+                    decay=config.baseline_decay,
+                    lambda_zeros=config.lambda_zeros,
+                    action=config.action,
+                )
+
+    def _judge(self, x: Tensor) -> Tensor:
+        """Answer by the running statistics, which stay as they are."""
+        answers: Tensor = self.networks[CLASSIFIER].eval()(x)
+        self.networks[CLASSIFIER].train()
+        return answers
+
+    def _loss(self, answers: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(answers, y, self._weigh)
+
+    def _descend(self, loss: Tensor, names: tuple[str, ...]) -> None:
+        parameters = [p for name in names for p in self._parameters[name]]
+        gradients = list(torch.autograd.grad(loss, parameters))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        numbers = torch.stack([loss.detach(), norm]).cpu()
+        if not torch.isfinite(numbers).all():
+            raise Diverged(
+                f"update {self.updates + 1} was refused: the loss of the {' and the '.join(names)} is "
+                f"{float(numbers[0]):g}, its gradient's norm {float(numbers[1]):g}; finite numbers were expected; "
+                "lower learning_rate"
+            )
+        if self._mu:
+            anchor = [a for name in names for a in self._anchor[name]]
+            torch._foreach_add_(gradients, torch._foreach_sub([p.detach() for p in parameters], anchor), alpha=self._mu)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for name in names:
+            self._adam[name].step()
+            self._adam[name].zero_grad()
+
+    def _freeze(self) -> None:
+        """Keep the classifier as pre-training left it, for Grad-CAM to look through."""
+        if self.config.method == "gradcam":
+            self._pretrained = copy.deepcopy(self.networks[CLASSIFIER])
+            self._grad_cam = GradCamMasks(self._pretrained, grad_cam_layer(self.config))
+
+    def revive(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Bring collapsed masks back: half of the pixels of these images lie on either side of 0.5 again.
+
+        The masker's last bias falls by the median of its logits, so that their order, all that it has learned, stays.
+        Where all are alike there is none, and the masker begins anew.
+        """
+        masker = self.networks[MASKER]
+        with torch.no_grad():
+            logits = masker(self.scaled(pixels))
+            if not logits.std() > FLAT:
+                self.restarts += 1
+                fresh = networks(self.config, self._seed + self.restarts)[MASKER]
+                masker.load_state_dict(fresh.state_dict())
+                for p in self._parameters[MASKER]:
+                    for moment in self._adam[MASKER].state[p].values():
+                        moment.zero_()
+                logits = masker(self.scaled(pixels))
+            bias = self._parameters[MASKER][-1]
+            bias -= logits.median()
+            for moment in ("exp_avg", "exp_avg_sq"):  # which would drive it back
+                self._adam[MASKER].state[bias][moment].zero_()
+
+    def mask(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return P of every pixel: float32[b, side, side]."""
+        with torch.inference_mode():
+            found: npt.NDArray[np.float32] = (
+                torch.sigmoid(self.networks[MASKER].eval()(self.scaled(pixels)))[:, 0].cpu().numpy()
+            )
+        return found
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8], *, masked: bool | None = None) -> npt.NDArray[np.float32]:
+        """Return each class's probability: float32[b, K].
+
+        masked  the mean of those of the image and of its pixels with P > 0.5; None as the config says
+        """
+        classifier = self.networks[CLASSIFIER].eval()
+        with torch.inference_mode():
+            x = self.scaled(pixels)
+            answers = torch.softmax(classifier(x), 1)
+            if self.config.mask_at_inference if masked is None else masked:
+                kept = apga.aiding(self.networks[MASKER].eval()(x))
+                answers = (answers + torch.softmax(classifier(x * kept), 1)) / 2
+            found: npt.NDArray[np.float32] = answers.cpu().numpy()
+        return found
+
+    def weights(self) -> Weights:
+        """Copy both networks' weights and statistics by name, as float32."""
+        return dict(as_weights(self.networks))
+
+    def load(self, weights: Mapping[str, npt.NDArray[np.float32]], proximal_mu: float = 0.0) -> None:
+        """Take a round's weights; Adam's moments stay.
+
+        A strategy with momentum may leave a variance or a count below 0: those become 0.
+
+        proximal_mu  over 0 holds all updates until the next load to these weights (FedProx)
+        Raises TrainingError for weights of another shape, Diverged for those that are not finite.
+        """
+        self._check(weights)
+        for name, tensor in self.networks.state_dict().items():
+            array = torch.tensor(weights[name])
+            if name.endswith(("running_var", "num_batches_tracked")):
+                array = array.clamp(min=0)
+            tensor.copy_(array if tensor.is_floating_point() else array.round())
+        self._mu = proximal_mu
+        taken = {name: [p.detach().clone() for p in some] for name, some in self._parameters.items()}
+        self._anchor = taken if proximal_mu else {}
+
+    def _check(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        found = {name: array.shape for name, array in weights.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.networks.state_dict().items()}
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise TrainingError(
+                    f"the weights are not of these networks ({self.architecture}): {name} is "
+                    f"{found.get(name, 'not there')}, {expected.get(name, 'none')} was expected"
+                )
+        if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+            raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
+
+    @property
+    def architecture(self) -> str:
+        """Describe in words all that decides which weights fit."""
+        config = self.config
+        sizes = (
+            f" of {', '.join(map(str, config.small_channels))} with {config.small_norm} norm"
+            if config.classifier == "small"
+            else ""
+        )
+        masker = f", masker {config.masker}" if config.masks else ""
+        return (
+            f"classifier {config.classifier}{sizes}{masker}, {config.channels} channel"
+            f"{'s' if config.channels > 1 else ''}, {len(config.classes)} classes"
+        )
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write the whole state to one file, atomically, and the caller's own tensors and JSON with it."""
+        own = {
+            "architecture": self.architecture,
+            "method": self.config.method,
+            "updates": self.updates,
+            "restarts": self.restarts,
+            "baseline": self.baseline,
+            "pretraining": vars(self.pretraining),
+            "mu": self._mu,
+            "caller": dict(state),
+        }
+        held = {name: tensor.contiguous() for name, tensor in {**self._named(), **tensors}.items()}
+        with write_atomically(path) as file:
+            file.write(save(held, {"learner": json.dumps(own)}))
+
+    def _named(self) -> dict[str, Tensor]:
+        held = {f"live.{i}": tensor for i, tensor in enumerate(self._live())}
+        held |= {f"anchor.{name}.{i}": t for name, some in self._anchor.items() for i, t in enumerate(some)}
+        if self._pretrained is not None:
+            held |= {f"pretrained.{name}": t for name, t in self._pretrained.state_dict().items()}
+        return held
+
+    def restore(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Continue from a saved state, bit for bit; returns all its tensors and the caller's JSON.
+
+        Raises TrainingError when the file cannot be read or is of another run; nothing is then changed.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self._device)) as file:
+                state = json.loads((file.metadata() or {}).get("learner", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, ValueError) as error:
+            raise TrainingError(f"{path.name} is not a learner's saved state ({error}); restore another") from error
+        found, expected = (
+            (state.get("architecture"), state.get("method")),
+            (self.architecture, self.config.method),
+        )
+        if found != expected:
+            raise TrainingError(f"{path.name} is of another run: found {found}; expected {expected}")
+        for i, tensor in enumerate(self._live()):
+            tensor.copy_(tensors[f"live.{i}"])
+        self.updates, self.restarts, self.baseline = state["updates"], state["restarts"], state["baseline"]
+        self.pretraining, self._mu = Pretraining(**state["pretraining"]), state["mu"]
+        self._anchor = {
+            name: [tensors[f"anchor.{name}.{i}"] for i in range(len(some))]
+            for name, some in self._parameters.items()
+            if self._mu
+        }
+        if self.pretraining.over:
+            self._freeze()
+        if self._pretrained is not None:
+            self._pretrained.load_state_dict(
+                {name: tensors[f"pretrained.{name}"] for name in self._pretrained.state_dict()}
+            )
+        return tensors, state["caller"]
+
+
+def as_weights(held: nn.Module) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Yield copies of a module's weights and statistics by name, as float32."""
+    for name, tensor in held.state_dict().items():
+        yield name, tensor.detach().to(torch.float32).cpu().numpy().copy()

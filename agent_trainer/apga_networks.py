@@ -1,0 +1,207 @@
+"""The two networks of APGA: a classifier, by MONAI or small, and a masker, a U-Net with a VGG11's encoder or small."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from agent_trainer.apga_config import ApgaConfig
+from cairn.errors import ConfigError
+
+CLASSIFIER, MASKER = "classifier", "masker"
+HEADS: Final = ("class_layers.out.", "head.")  # a classifier's last layer, of MONAI's and of the small one
+OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+)\.(norm|relu|conv)\.?([12])\.")  # as torchvision names layers
+GROUPS = 4  # of group norm, where the width allows it
+FILTERS = 32  # of the decoder's narrowest layer; TernausNet
+VGG11 = (64, 128, (256, 256), (512, 512), (512, 512))  # convolutions of a VGG11, a pool behind each group
+
+
+def networks(config: ApgaConfig, seed: int) -> nn.ModuleDict:
+    """Build the networks of a run with first weights of their own: nothing global is seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = {CLASSIFIER: _classifier(config)}
+        if config.masks:
+            built[MASKER] = _masker(config)
+    return nn.ModuleDict(built).to(memory_format=torch.channels_last)
+
+
+def grad_cam_layer(config: ApgaConfig) -> str:
+    """Name the classifier's layer that Grad-CAM looks at: the last with a place in the image."""
+    return "features" if config.classifier == "small" else "class_layers.relu"
+
+
+def _classifier(config: ApgaConfig) -> nn.Module:
+    if config.classifier == "small":
+        return SmallClassifier(config.channels, config.small_channels, len(config.classes), config.small_norm)
+    from monai.networks.nets.densenet import DenseNet121, DenseNet169  # noqa: PLC0415 - takes seconds
+
+    network = DenseNet169 if config.classifier == "densenet169" else DenseNet121
+    built: nn.Module = network(spatial_dims=2, in_channels=config.channels, out_channels=len(config.classes))
+    return built
+
+
+def _masker(config: ApgaConfig) -> nn.Module:
+    if config.masker == "vgg11-unet":
+        return VggUNet(config.channels)
+    from monai.networks.nets.unet import UNet  # noqa: PLC0415 - takes seconds
+
+    return UNet(
+        spatial_dims=2,
+        in_channels=config.channels,
+        out_channels=1,
+        channels=(8, 16, 32),
+        strides=(2, 2),
+        norm="instance",
+    )
+
+
+class SmallClassifier(nn.Module):  # type: ignore[misc] # torch is not followed
+    """Convolutions 3×3 with a norm, ReLU and max-pool, then the mean over the image and one linear layer.
+
+    channels  of the images
+    widths    of the convolutions
+    norm      "batch" or "group"
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], classes: int, norm: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for width in widths:
+            convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
+            steady = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(GROUPS, width), width)
+            layers += [convolution, steady, nn.ReLU(), nn.MaxPool2d(2)]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: float[b, channels, h, w] → float[b, classes]."""
+        answers: Tensor = self.head(self.features(x).mean((2, 3)))
+        return answers
+
+
+class VggUNet(nn.Module):  # type: ignore[misc] # torch is not followed
+    """U-Net whose encoder is that of a VGG11 (TernausNet: Iglovikov & Shvets 2018, figure 1).
+
+    Its layers carry TernausNet's names, and the encoder's places are a VGG11's, so that weights of either fit.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for group in VGG11:
+            for width in group if isinstance(group, tuple) else (group,):
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
+            layers.append(nn.MaxPool2d(2))
+        self.encoder = nn.Sequential(*layers)
+        self.center = _Up(512, 16 * FILTERS, 8 * FILTERS)
+        self.dec5 = _Up(512 + 8 * FILTERS, 16 * FILTERS, 8 * FILTERS)
+        self.dec4 = _Up(512 + 8 * FILTERS, 16 * FILTERS, 4 * FILTERS)
+        self.dec3 = _Up(256 + 4 * FILTERS, 8 * FILTERS, 2 * FILTERS)
+        self.dec2 = _Up(128 + 2 * FILTERS, 4 * FILTERS, FILTERS)
+        self.dec1 = _Conv(64 + FILTERS, FILTERS)
+        self.final = nn.Conv2d(FILTERS, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: float[b, channels, h, w] → float[b, 1, h, w]; both sides multiples of 32."""
+        across: list[Tensor] = []
+        for layer in self.encoder:
+            if isinstance(layer, nn.MaxPool2d):
+                across.append(x)
+            x = layer(x)
+        x = self.center(x)
+        for up in (self.dec5, self.dec4, self.dec3, self.dec2, self.dec1):
+            x = up(torch.cat([x, across.pop()], 1))
+        logits: Tensor = self.final(x)
+        return logits
+
+
+class _Conv(nn.Module):  # type: ignore[misc] # torch is not followed
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.relu(self.conv(x))
+        return found
+
+
+class _Up(nn.Module):  # type: ignore[misc] # torch is not followed
+    """A convolution, and one that doubles height and width."""
+
+    def __init__(self, before: int, middle: int, width: int) -> None:
+        super().__init__()
+        up = nn.ConvTranspose2d(middle, width, 3, stride=2, padding=1, output_padding=1)
+        self.block = nn.Sequential(_Conv(before, middle), up, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.block(x)
+        return found
+
+
+def load_pretrained(built: nn.ModuleDict, config: ApgaConfig) -> None:
+    """Put the weights of local files into the networks; nothing is ever fetched.
+
+    A classifier's last layer stays as it is when the file's is of other classes; of a masker a file may hold the
+    encoder alone. An image of one channel takes the sum over the file's three.
+    Raises ConfigError when a file is not there, cannot be read, or is of another network.
+    """
+    for name, path in ((CLASSIFIER, config.classifier_weights), (MASKER, config.masker_weights)):
+        if path is not None and name in built:
+            _put(built[name], _read(path, f"{name}_weights"), f"{name}_weights: {path.name}", masker=name == MASKER)
+
+
+def _read(path: Path, setting: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(
+            f"{setting}: there is no file {path}; nothing is fetched at run time: put the weights there "
+            "(.safetensors, or a state dict as .pt or .pth), or leave the setting out to begin with random ones"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415
+
+            found: Mapping[str, object] = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is another thing
+        raise ConfigError(
+            f"{setting}: {path.name} holds no weights that can be read ({type(error).__name__})"
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        inner = found.get(wrapper) if isinstance(found, Mapping) else None
+        found = inner if isinstance(inner, Mapping) else found
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{setting}: {path.name} holds no weights by name; save a network's state dict")
+    return {_modern(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+def _modern(name: str) -> str:
+    name = name.removeprefix("module.")
+    return OLD_DENSENET.sub(r"\1.layers.\2\3.", name) if ".layers." not in name else name
+
+
+def _put(network: nn.Module, found: dict[str, Tensor], what: str, *, masker: bool) -> None:
+    expected = network.state_dict()
+    if masker and not any(name.startswith("encoder.") for name in found):  # a VGG11 calls its encoder "features"
+        found = {
+            name.replace("features.", "encoder.", 1): t for name, t in found.items() if name.startswith("features.")
+        }
+        expected = {name: tensor for name, tensor in expected.items() if name.startswith("encoder.")}
+    for name, tensor in expected.items():
+        given = found.get(name)
+        if given is not None and given.ndim == 4 and given.shape[1] == 3 and tensor.shape[1] == 1:
+            given = given.sum(1, keepdim=True)
+        if given is not None and given.shape == tensor.shape:
+            tensor.copy_(given)
+        elif not name.startswith(HEADS) and not name.endswith("num_batches_tracked"):
+            is_what = "not there" if given is None else f"of {tuple(given.shape)}"
+            raise ConfigError(f"{what} is of another network: {name} is {is_what}, {tuple(tensor.shape)} was expected")

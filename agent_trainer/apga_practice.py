@@ -1,0 +1,210 @@
+"""What a site holds of an APGA run between rounds: its labelled images, the learner, and the loop that trains it."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agent_trainer import apga
+from agent_trainer.algorithms import Algorithm, Place, Weights
+from agent_trainer.apga_config import ApgaConfig, read_config
+from agent_trainer.apga_learner import Learner, as_weights
+from agent_trainer.apga_networks import load_pretrained, networks
+from agent_trainer.classification import count, figures, merge_validation
+from agent_trainer.labelled.balance import class_weights, order
+from agent_trainer.labelled.reading import read_all
+from agent_trainer.labelled.sources import Labelled, load_labelled, read_labelled
+from cairn.errors import CairnError, ImageError
+
+STATE: Final = "apga.safetensors"
+QUEUE: Final = "queue"
+
+
+@dataclass
+class Sums:
+    """Sums over a round so far.
+
+    masked, adversarial  the updates that had masked images, and an adversary
+    kept                 sum over images of the share of pixels with P > 0.5, of `looked` images
+    """
+
+    updates: int = 0
+    images: int = 0
+    loss: float = 0.0
+    right: int = 0
+    masked: int = 0
+    masked_loss: float = 0.0
+    adversarial: int = 0
+    reward: float = 0.0
+    looked: int = 0
+    kept: float = 0.0
+
+    def add(self, step: apga.Step, images: int) -> None:
+        """Count an update."""
+        self.updates += 1
+        self.images += images
+        self.loss += step.original
+        self.right += step.right
+        if step.masked is not None:
+            self.masked += 1
+            self.masked_loss += step.masked
+        if step.reward is not None:
+            self.adversarial += 1
+            self.reward += step.reward
+        if step.kept is not None:
+            self.looked += images
+            self.kept += float(step.kept.sum())
+
+    def numbers(self) -> dict[str, float]:
+        """Say them as means; one that nothing is known of is left out."""
+        if not self.updates:
+            return {"updates": 0.0}
+        said = {"updates": float(self.updates), "loss": self.loss / self.updates, "accuracy": self.right / self.images}
+        said |= {"masked_loss": self.masked_loss / self.masked} if self.masked else {}
+        said |= {"reward": self.reward / self.adversarial} if self.adversarial else {}
+        return said | ({"kept": self.kept / self.looked} if self.looked else {})
+
+
+class ApgaPractice:
+    """A run at this site; see `algorithms.Practice`. `train` goes on where it stopped.
+
+    labelled  the site's examples; images that cannot be read are left out, with a problem each
+    seed      of order, draws and first weights
+    folder    for the learner's state after each round, so that a restart goes on
+    Raises ImageError when no image to learn from can be read.
+    """
+
+    def __init__(self, labelled: Labelled, config: ApgaConfig, seed: int, device: str, folder: Path) -> None:
+        self.config, self._folder = config, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._images, train, broken = read_all(labelled.train, config.side, config.channels)
+        self._held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
+        if not train:
+            raise ImageError(
+                f"none of the {len(labelled.train)} images to learn from can be read; expected at least one"
+            )
+        self._labels = np.array([example.label for example in train], np.int64)
+        self._answers = np.array([example.label for example in validation], np.int64)
+        self._problems = [*labelled.problems, *broken, *more]
+        self._rng = np.random.default_rng(seed)
+        self._queue: deque[int] = deque()  # places of the images that come next
+        weigh = class_weights(self._labels, len(config.classes)) if config.balance == "weights" else None
+        self.learner = Learner(config, seed=seed, device=device, class_weights=weigh)
+        self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
+        self._sums = Sums()
+        self._collapses = 0  # over all rounds
+        self._restore()
+
+    @property
+    def examples(self) -> int:
+        """Images learned from."""
+        return len(self._labels)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Sentences on what cannot be used, and on masks that collapsed."""
+        return tuple(self._problems)
+
+    def weights(self) -> Weights:
+        """Copy both networks' weights, with the statistics of batch norm."""
+        return self.learner.weights()
+
+    def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
+        """Take a round's weights; see `Learner.load`."""
+        self.learner.load(weights, proximal_mu)
+
+    def train(self, updates: int) -> Iterator[Sums]:
+        """Learn from so many batches, pre-training first; yields after each.
+
+        Raises Diverged, with the weights from before the batch.
+        """
+        self._sums = sums = Sums()
+        for made in range(1, updates + 1):
+            chosen = self._chosen(self.config.batch)
+            step = self.learner.step(self._images[chosen], self._labels[chosen], self._rng)
+            sums.add(step, len(chosen))
+            if step.kept is not None:
+                self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
+                if len(self._window) >= self.config.collapse_window or made == updates:
+                    self._look_at_masks(chosen, float(step.kept.mean()))
+            yield sums
+
+    def _look_at_masks(self, chosen: npt.NDArray[np.int64], kept: float) -> None:
+        """Revive masks that collapsed, before anybody gets these weights."""
+        if np.mean(self._window) >= 0.5:
+            self._collapses += 1
+            self.learner.revive(self._images[chosen])
+            what = "zero, nothing counting as important" if kept < 0.5 else "one, everything counting as important"
+            done = self.learner.updates
+            self._problems.append(
+                f"after {done} batches the masks had collapsed to all {what}; the masker's last bias was set anew, "
+                "half of the pixels on either side; if this comes back, change lambda_zeros or lower learning_rate"
+            )
+        self._window.clear()
+
+    def _chosen(self, many: int) -> npt.NDArray[np.int64]:
+        if len(self._queue) < many:
+            enough = max(many, len(self._labels))
+            self._queue.extend(order(self._labels, self._rng, enough, self.config.balance).tolist())
+        return np.array([self._queue.popleft() for _ in range(many)], np.int64)
+
+    def validate(self) -> dict[str, float]:
+        """Classify the images set aside; {} without any."""
+        if not len(self._answers):
+            return {}
+        return figures(count(self.answers(self._held_out), self._answers), self.config.classes)
+
+    def answers(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return each class's probability: float32[n, K] of uint8[n, channels, side, side]."""
+        batch = 2 * self.config.batch
+        parts = [self.learner.probabilities(pixels[at : at + batch]) for at in range(0, len(pixels), batch)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.config.classes)), np.float32)
+
+    def figures(self) -> dict[str, float]:
+        """Describe the phase, the masks and the classes that the site learns from."""
+        counts = np.bincount(self._labels, minlength=len(self.config.classes))
+        told = {f"images/{name}": float(n) for name, n in zip(self.config.classes, counts, strict=True)}
+        told |= {"pretrained": float(self.learner.pretraining.over)}
+        if self.config.masks:
+            told |= {"masks/collapses": float(self._collapses), "masks/restarts": float(self.learner.restarts)}
+        if self._sums.looked:
+            told |= {"masks/kept": self._sums.kept / self._sums.looked}
+        return told
+
+    def save(self) -> None:
+        """Keep networks, optimisers, the order of images and the phase. Raises OSError."""
+        queue = torch.tensor(list(self._queue), dtype=torch.int64)
+        state = {"rng": self._rng.bit_generator.state, "window": self._window, "collapses": self._collapses}
+        self.learner.save(self._folder / STATE, {QUEUE: queue}, state)
+
+    def _restore(self) -> None:
+        try:
+            tensors, state = self.learner.restore(self._folder / STATE)
+        except (OSError, CairnError):
+            return  # a new run, or a state of another one: begin anew
+        queue = tensors[QUEUE].tolist()
+        self._queue = deque(place for place in queue if place < len(self._labels))  # images may have gone since
+        self._rng.bit_generator.state = state["rng"]
+        self._window, self._collapses = state["window"], state["collapses"]
+
+
+def first_weights(config: ApgaConfig, seed: int) -> Weights:
+    """Return what a run begins with: pretrained where the config names local files. Raises ConfigError."""
+    built = networks(config, seed)
+    load_pretrained(built, config)
+    return dict(as_weights(built))
+
+
+def begin(config: ApgaConfig, place: Place) -> ApgaPractice:
+    """Begin or go on with a run at a site. Raises ConfigError, ImageError."""
+    sources = read_labelled(place.table("labelled"), Path.cwd())
+    labelled = load_labelled(sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots)
+    return ApgaPractice(labelled, config, place.seed, place.device, place.folder)
+
+
+APGA: Final = Algorithm(read_config, first_weights, begin, merge_validation)
