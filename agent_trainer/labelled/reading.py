@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
+from agent_trainer.cells import Cells
 from agent_trainer.labelled.sources import Example
-from agent_trainer.patches import open_big
+from agent_trainer.patches import Big, open_big
 from cairn.errors import ImageError
 from cairn.images import find_image, open_image
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Channels: TypeAlias = Literal[1, 3]
+AT_ONCE = 1 << 24  # pixels of an image that is read at once
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -26,8 +28,8 @@ def size_of(path: Path) -> tuple[int, int]:
 def read_whole(path: Path, side: int, channels: Channels) -> Pixels:
     """Read an image and bring it to side × side pixels: uint8[channels, side, side].
 
-    Where it is larger, each pixel becomes the mean of the area under it; where it is smaller, pixels are bilinear
-    between its own. Its proportions change to those of a square.
+    Each pixel is a mean of those of the file near it, weighted by a triangle two new pixels wide where the image is
+    larger, and bilinear where it is smaller. Its proportions change to those of a square.
 
     channels  3: colours, or grey three times; 1: grey, or the mean of the bands
     Values of 8 bits are taken as they are, others between their 0.5 and 99.5 percentiles in this file.
@@ -35,11 +37,19 @@ def read_whole(path: Path, side: int, channels: Channels) -> Pixels:
     """
     _check_finite(path)
     with open_big(path, channels) as big:
-        small = big.reduced(min(side, big.height), min(side, big.width))
-    if small.shape[1:] == (side, side):
-        return small
-    bands = [Pillow.fromarray(band).resize((side, side), Pillow.Resampling.BILINEAR) for band in small]
-    return np.stack([np.asarray(band) for band in bands])
+        pixels = _pixels(big, min(2 * side, big.height), min(2 * side, big.width))
+    if pixels.shape[1:] == (side, side):
+        return pixels
+    resized = (Pillow.fromarray(band).resize((side, side), Pillow.Resampling.BILINEAR) for band in pixels)
+    return np.stack([np.asarray(band) for band in resized])
+
+
+def _pixels(big: Big, rows: int, columns: int) -> Pixels:
+    """Read the smallest copy in the file of that size or more, and of what is too large for memory the areas' means."""
+    level = [one for one in big.levels if one.height >= rows and one.width >= columns][-1]
+    if isinstance(level, Cells) and level.height * level.width <= AT_ONCE:
+        return level.read((0, 0, level.height, level.width))
+    return big.reduced(rows, columns)
 
 
 def read_all(
