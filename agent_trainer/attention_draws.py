@@ -1,0 +1,182 @@
+"""From views of images to cells drawn by the attention, with all that the losses need to know of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agent_trainer.attention_config import AttentionConfig
+from agent_trainer.attention_networks import Networks
+from agent_trainer.attention_sampling import negative_entropy, with_prior
+from agent_trainer.attention_views import View
+from agent_trainer.estimators import (
+    gumbel_top_k,
+    mean_weights,
+    mixed,
+    printed_weights,
+    with_replacement,
+    without_replacement_weights,
+)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """R sets of P patches of each of n images whose maps have one shape.
+
+    maps              float32[n, h·w], the attention a (of the first draw, if conditional); sums to 1
+    cells             int64[n, R, P], in the order drawn
+    log_a             float32[n, R, P], with gradient
+    q                 float32[n, R, P], what was drawn by
+    negative_entropy  Σ a·log a, a mean over maps, with gradient
+    patches           uint8[n·R·P, channels, w, w]
+    """
+
+    maps: Tensor
+    cells: Tensor
+    log_a: Tensor
+    q: Tensor
+    negative_entropy: Tensor
+    patches: Tensor
+
+    def weights(self, config: AttentionConfig) -> Tensor:
+        """Return what each patch's vote weighs in eq. (1), float32[n, R, P], without gradient."""
+        a = self.log_a.detach().exp()
+        if config.sampling == "without":
+            return without_replacement_weights(a, self.q)
+        return printed_weights(a, self.q) if config.estimate == "printed" else mean_weights(a, self.q)
+
+    def gradient_weights(self, config: AttentionConfig) -> Tensor:
+        """Return what each patch's ∇log a weighs in the gradient: always those of an unbiased estimate."""
+        a = self.log_a.detach().exp()
+        return without_replacement_weights(a, self.q) if config.sampling == "without" else mean_weights(a, self.q)
+
+
+def draw(networks: Networks, views: Sequence[View], replicas: int, generator: torch.Generator) -> Draws:
+    """Draw patches of views whose maps have one shape, and cut them. Raises ImageError."""
+    config, device = networks.config, generator.device
+    low = torch.stack([view.map_input() for view in views]).to(device)
+    densities = _densities(views, config, device)
+    features = networks.attention.features(low)
+    logits = networks.attention.logits(features) / config.temperature
+    if networks.policy is not None:
+        return _one_after_another(networks, views, replicas, generator, features, logits, densities)
+    log_a = with_prior(logits, densities if config.prior == "initial" else None)
+    q = mixed(
+        log_a.detach().exp(), densities if config.prior == "mixed" else None, config.prior_share, config.explore
+    )
+    n = len(views)
+    if config.sampling == "without":
+        rows = q.log().repeat_interleave(replicas, 0)
+        cells = gumbel_top_k(rows, config.patches, generator)
+    else:
+        cells = with_replacement(q, replicas * config.patches, generator)
+    cells = cells.view(n, replicas, config.patches)
+    return Draws(
+        log_a.detach().exp(),
+        cells,
+        log_a.gather(1, cells.flatten(1)).view(cells.shape),
+        q.gather(1, cells.flatten(1)).view(cells.shape),
+        negative_entropy(log_a),
+        cut(views, cells, config.patch).to(device),
+    )
+
+
+def _one_after_another(
+    networks: Networks,
+    views: Sequence[View],
+    replicas: int,
+    generator: torch.Generator,
+    features: Tensor,
+    logits: Tensor,
+    densities: Tensor | None,
+) -> Draws:
+    """Draw by q(p_k | p_1 … p_{k-1}, image). Here the mixture itself is the policy: a = q, and nothing is reweighted."""
+    config, policy, n = networks.config, networks.policy, len(views)
+    assert policy is not None
+    base, features = logits.repeat_interleave(replicas, 0), features.repeat_interleave(replicas, 0)
+    if densities is not None:
+        densities = densities.repeat_interleave(replicas, 0)
+    state: Tensor | None = None
+    added: Tensor | float = 0.0
+    drawn, log_a, entropies, patches = [], [], [], []
+    maps = None
+    for step in range(config.patches):
+        log_pi = with_prior(base + added, densities if config.prior == "initial" else None)
+        if config.prior == "mixed" or config.explore:
+            blend = mixed(
+                log_pi.exp(), densities if config.prior == "mixed" else None, config.prior_share, config.explore
+            )
+            log_pi = blend.log()
+        maps = log_pi.detach().exp()[::replicas] if maps is None else maps
+        cells = with_replacement(log_pi.detach().exp(), 1, generator)
+        drawn.append(cells)
+        log_a.append(log_pi.gather(1, cells))
+        entropies.append(negative_entropy(log_pi))
+        patches.append(cut(views, cells.view(n, replicas, 1), config.patch).to(generator.device))
+        if step + 1 < config.patches:
+            more, state = policy.step(features, cells[:, 0], _glance(networks, patches[-1]), state)
+            added = more / config.temperature
+    assert maps is not None
+    shape = (n, replicas, config.patches)
+    together = torch.cat(log_a, 1).view(shape)
+    return Draws(
+        maps,
+        torch.cat(drawn, 1).view(shape),
+        together,
+        together.detach().exp(),
+        torch.stack(entropies).mean(),
+        torch.stack(patches, 1).flatten(0, 1),
+    )
+
+
+def highest(networks: Networks, view: View) -> Draws:
+    """Take the cells of most attention, without chance; as if drawn by it. Not for conditional sampling."""
+    config = networks.config
+    device = next(networks.parameters()).device
+    densities = _densities([view], config, device)
+    logits = networks.attention(view.map_input()[None].to(device)) / config.temperature
+    log_a = with_prior(logits, densities if config.prior == "initial" else None)
+    top = log_a.topk(min(config.patches, log_a.shape[1]), dim=1)
+    return Draws(
+        log_a.exp(),
+        top.indices[:, None],
+        top.values[:, None],
+        top.values[:, None].exp(),
+        negative_entropy(log_a),
+        cut([view], top.indices[:, None], config.patch).to(device),
+    )
+
+
+def cut(views: Sequence[View], cells: Tensor, side: int) -> Tensor:
+    """Cut the patches of cells int64[n, R, P] from n views, uint8[n·R·P, channels, side, side]."""
+    rows = cells.flatten(1).cpu().numpy()
+    return torch.from_numpy(np.concatenate([view.patches(row, side) for view, row in zip(views, rows, strict=True)]))
+
+
+def _glance(networks: Networks, patches: Tensor) -> Tensor:
+    """Return the classifier's votes for the policy to see; neither gradient nor running statistics come of it."""
+    training = networks.classifier.training
+    networks.classifier.eval()
+    with torch.no_grad():
+        votes = networks.votes(patches)
+    networks.classifier.train(training)
+    return votes
+
+
+def _densities(views: Sequence[View], config: AttentionConfig, device: torch.device) -> Tensor | None:
+    """Return the priors float32[n, h·w]; a view without one gets an even one, None if none has one."""
+    if config.prior == "none":
+        return None
+    priors = [view.prior() for view in views]
+    if all(prior is None for prior in priors):
+        return None
+    cells = views[0].shape[0] * views[0].shape[1]
+    return torch.stack([torch.full((cells,), 1 / cells) if prior is None else prior for prior in priors]).to(device)
+
+
+def softmax(expected: Tensor) -> Tensor:
+    """Return g of eq. (1): probabilities of the classes."""
+    return functional.softmax(expected, dim=-1)

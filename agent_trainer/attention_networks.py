@@ -1,0 +1,206 @@
+"""The networks of paper 4 (§VI): attention and features, and what §XI adds: another classifier, a recurrent policy."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent_trainer.attention_config import AttentionConfig
+from cairn.errors import ConfigError, Diverged, TrainingError
+
+LEVELS: Final = 255.0  # an image's numbers are divided by it
+REACH: Final = (1.0, 2.0, 4.0, 8.0)  # cells: how far from the last patch the conditional policy tells near from far
+DIALECTS: Final = (  # how MONAI's classifiers call their inputs and outputs
+    ("in_channels", "out_channels"),
+    ("in_channels", "num_classes"),
+    ("n_input_channels", "num_classes"),
+)
+SUCH_AS: Final = "DenseNet121, resnet18, SEResNet50 or efficientnet-b0"
+Weights = dict[str, npt.NDArray[np.float32]]
+
+
+class AttentionNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
+    """Logits of where to look, from the image averaged into cells; 1,513 parameters as in the paper.
+
+    Three times convolution, batch normalisation and leaky ReLU, then a linear convolution; all 3 x 3. Beyond the
+    image's edge its last pixels are repeated: zeros would make the edge a thing to look at.
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.leak = config.leak
+        sides = (config.channels, *(config.attention_filters,) * config.attention_layers)
+        self.convolutions = nn.ModuleList(_conv(i, o) for i, o in zip(sides, sides[1:], strict=False))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in sides[1:])
+        self.last = _conv(sides[-1], 1)
+
+    def features(self, low: Tensor) -> Tensor:
+        """Return what is known of each cell, float[n, filters, h, w] of float[n, channels, h, w] in 0 … 1."""
+        x = low
+        for layer, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.leaky_relu(norm(layer(x)), self.leak)
+        return x
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return float[n, h·w] of what `features` gives."""
+        return self.last(features).flatten(1)
+
+    def forward(self, low: Tensor) -> Tensor:
+        """Return the logits of each cell, float[n, h·w]."""
+        return self.logits(self.features(low))
+
+
+class FeatureNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
+    """A vote of each patch; 7,459 parameters as in the paper: four convolutions, global pooling, an affine map."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.leak, self.pooling = config.leak, config.pooling
+        sides = (config.channels, *(config.filters,) * config.layers)
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(sides, sides[1:], strict=False))
+        self.affine = nn.Linear(config.filters, len(config.classes))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return float[n, K] of patches float[n, channels, w, w] in 0 … 1; not yet of length 1."""
+        x = patches.contiguous(memory_format=torch.channels_last)
+        for layer in self.convolutions:
+            x = functional.leaky_relu_(layer(x), self.leak)
+        pooled = x.amax((2, 3)) if self.pooling == "max" else x.mean((2, 3))
+        return self.affine(pooled)
+
+
+class ConditionalPolicy(nn.Module):  # type: ignore[misc] # torch is not followed
+    """q(p_k | p_1 … p_{k-1}, image), paper 4 §XI.B: what the map becomes when patches have been seen.
+
+        logits_k(p) = logits(p) + u(h_k)·φ(p) + Σ_j c_j(h_k)·exp(-|p - p_{k-1}|² / 2ρ_j²)
+        h_k = GRU((φ(p_{k-1}), f(p_{k-1}), place of p_{k-1}), h_{k-1})
+
+    φ are the attention network's features of a cell, f the classifier's vote, ρ_j are REACH. u and c begin as zeros:
+    the policy begins as the map, drawn from independently.
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(config.attention_filters + len(config.classes) + 2, config.hidden)
+        self.like = nn.Linear(config.hidden, config.attention_filters)
+        self.near = nn.Linear(config.hidden, len(REACH))
+        for layer in (self.like, self.near):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def step(self, features: Tensor, drawn: Tensor, votes: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what is added to the logits, float[n, h·w], and the new state, float[n, hidden].
+
+        features  float[n, filters, h, w]
+        drawn     int64[n], the cell drawn last
+        votes     float[n, K], the classifier's of the patch there
+        state     float[n, hidden]; None at the first step
+        """
+        n, filters, height, width = features.shape
+        there = features.flatten(2).gather(2, drawn[:, None, None].expand(n, filters, 1))[..., 0]
+        y, x = drawn // width, drawn % width
+        place = torch.stack([y / height, x / width], 1).to(features.dtype)
+        state = self.cell(torch.cat([there, votes, place], 1), state)
+        rows = torch.arange(height, device=features.device)[None, :, None] - y[:, None, None]
+        columns = torch.arange(width, device=features.device)[None, None, :] - x[:, None, None]
+        apart = (rows.square() + columns.square()).to(features.dtype)
+        near = torch.stack([torch.exp(-apart / (2 * reach**2)) for reach in REACH], 1)
+        added = (self.like(state)[:, :, None, None] * features).sum(1)
+        added = added + (self.near(state)[:, :, None, None] * near).sum(1)
+        return added.flatten(1), state
+
+
+class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
+    """All that a run learns: attention, classifier and, in conditional sampling, the policy. Nothing global is seeded."""
+
+    def __init__(self, config: AttentionConfig, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.attention = AttentionNetwork(config)
+            self.classifier = FeatureNetwork(config) if config.classifier == "paper" else monai_classifier(config)
+            self.policy = ConditionalPolicy(config) if config.sampling == "conditional" else None
+        self.config = config
+
+    def votes(self, patches: Tensor) -> Tensor:
+        """Return f of each patch, float[n, K]; of length 1 with config.normalise. patches uint8[n, channels, w, w]."""
+        votes = self.classifier(patches.to(torch.float32) / LEVELS)
+        return functional.normalize(votes, dim=-1) if self.config.normalise else votes
+
+    def attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Return by name what is learned by reward."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("classifier.")}
+
+    def weights(self) -> Weights:
+        """Return a copy of everything by name, float32; statistics of batch normalisation are among it."""
+        return {name: t.detach().cpu().to(torch.float32).numpy().copy() for name, t in self.state_dict().items()}
+
+    def load(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Take weights; averaged variances below 0 become 0.
+
+        Raises TrainingError for weights of other networks, Diverged for those that are not finite.
+        """
+        own = self.state_dict()
+        for name in sorted(own.keys() | weights.keys()):
+            found = weights[name].shape if name in weights else "not there"
+            expected = tuple(own[name].shape) if name in own else "none"
+            if found != expected:
+                raise TrainingError(
+                    f"the weights are not of these networks ({architecture(self.config)}): "
+                    f"{name} is {found}, {expected} was expected"
+                )
+        if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+            raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
+        tensors = {name: torch.tensor(array).to(own[name].dtype) for name, array in weights.items()}
+        for name in tensors:
+            if name.endswith("running_var"):
+                tensors[name] = tensors[name].clamp(min=0)
+        self.load_state_dict(tensors)
+
+
+def monai_classifier(config: AttentionConfig) -> nn.Module:
+    """Make MONAI's two-dimensional classification network of that name, in place of the paper's feature network.
+
+    Raises ConfigError for a name that MONAI does not have, or a network that does not map a patch to the classes.
+    """
+    import monai.networks.nets as nets  # noqa: PLC0415  which takes seconds
+
+    name, classes = config.classifier, len(config.classes)
+    if name.startswith("efficientnet-"):
+        build: Any = partial(nets.EfficientNetBN, name, pretrained=False)
+    elif name.startswith("_") or not callable(build := getattr(nets, name, None)):
+        raise ConfigError(f"MONAI has no network {name}; give one of its classifiers, such as {SUCH_AS}")
+    error: Exception | None = None
+    for inputs, outputs in DIALECTS:
+        try:
+            network: nn.Module = build(**{"spatial_dims": 2, inputs: config.channels, outputs: classes}).eval()
+            with torch.no_grad():
+                shape = tuple(network(torch.zeros(2, config.channels, config.patch, config.patch)).shape)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as failed:
+            error = failed
+            continue
+        if shape == (2, classes):
+            return network.train()
+    raise ConfigError(
+        f"MONAI's {name} does not map patches of {config.patch} pixels to {classes} classes; use one of {SUCH_AS}, or "
+        "larger patches"
+    ) from error
+
+
+def architecture(config: AttentionConfig) -> str:
+    """Describe in words all that decides which weights fit; two runs' fit each other if these are equal."""
+    features = f"{config.layers} x {config.filters} filters" if config.classifier == "paper" else config.classifier
+    policy = f", conditional with {config.hidden}" if config.sampling == "conditional" else ""
+    return (
+        f"{config.channels} channels, {len(config.classes)} classes, attention {config.attention_layers} x "
+        f"{config.attention_filters} filters, classifier {features}{policy}"
+    )
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")

@@ -1,0 +1,85 @@
+"""Attention sampling's losses and rewards as pure functions of tensors, in paper 4's symbols.
+
+Images are n, sets of patches (replicas) of each R, patches of a set P, cells of the map m, classes K.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def classification_loss(expected: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of o = softmax(Σ w·f), paper 4 eq. (1) and §IV; zero when no class weighs.
+
+    expected       float[n, R, K]
+    labels         int64[n]
+    class_weights  float[K]; a mean weighted by them, divided by the number of images and not by their weights, so
+                   that batches of rare classes count for what they weigh
+    """
+    n, replicas, classes = expected.shape
+    y = labels[:, None].expand(n, replicas).reshape(-1)
+    loss = functional.cross_entropy(expected.reshape(-1, classes), y, reduction="none")
+    return loss.mean() if class_weights is None else (loss * class_weights[y]).mean()
+
+
+def rewards(votes: Tensor, labels: Tensor) -> Tensor:
+    """Return how sure each patch alone is of the right class.
+
+        r(p; y) = exp(-L(g(f(p)); y)) = softmax(f(p))_y       paper 4 §IV
+
+    votes    float[n, R, P, K]
+    returns  float[n, R, P], between 0 and 1, without gradient
+    """
+    y = labels[:, None, None, None].expand(*votes.shape[:3], 1)
+    return votes.detach().softmax(-1).gather(-1, y)[..., 0]
+
+
+def advantage(reward: Tensor, baseline: Tensor | float | None = None, *, per_image: bool, standardise: bool) -> Tensor:
+    """Return r - b, divided by the standard deviation if wanted; float[n, R, P].
+
+    baseline   b; None takes the mean of the batch, or of each image
+    per_image  whether mean and deviation are each image's own
+    """
+    axes = (1, 2) if per_image else (0, 1, 2)
+    b = reward.mean(axes, keepdim=True) if baseline is None else baseline
+    centred = reward - b
+    if not standardise:
+        return centred
+    deviation = centred.square().mean(axes, keepdim=True).sqrt()
+    return centred / (deviation + 1e-6)  # rewards that are all alike teach nothing, and divide nothing by 0
+
+
+def reinforce_loss(log_a: Tensor, gain: Tensor, weights: Tensor) -> Tensor:
+    """Return the loss whose gradient is minus that of the expected reward.
+
+        L_a = -mean_{n,R} Σ_k w_k·log a(p_k)·(r_k - b)       Williams 1992; paper 4 §IV, there w = 1/P
+
+    log_a    float[n, R, P], of the cells drawn
+    gain     float[n, R, P], r - b; a constant
+    weights  float[n, R, P], of an unbiased estimate (`estimators`); a constant
+    """
+    return -(weights.detach() * log_a * gain.detach()).sum(-1).mean()
+
+
+def reward_to_go(gain: Tensor) -> Tensor:
+    """Return Σ_{m≥k} g_m of each step k: what a draw may have changed (Williams 1992); float[..., P]."""
+    return gain.flip(-1).cumsum(-1).flip(-1)
+
+
+def negative_entropy(log_a: Tensor) -> Tensor:
+    """Return mean_n Σ_p a(p)·log a(p), the 𝓗 of paper 4 §V, of log a float[n, m].
+
+    It lies between -log m (all cells alike) and 0 (one cell). Added to the loss with λ > 0 it is made small, which
+    spreads the attention.
+    """
+    return (log_a.exp() * log_a).sum(-1).mean()
+
+
+def with_prior(logits: Tensor, density: Tensor | None) -> Tensor:
+    """Return log a, where attention begins as the density: a ∝ density·e^logits; float[n, m].
+
+    density  float[n, m], rows sum to 1; a thousandth of an even share is added to each cell, so that none is closed
+    """
+    if density is not None:
+        logits = logits + torch.log(density + 1e-3 / density.shape[-1])
+    return functional.log_softmax(logits, dim=-1)
