@@ -61,6 +61,9 @@ class DqnConfig(BaseModel):
     # replay
     replay: Literal["uniform", "prioritised", "sketched", "sketched_td"] = "uniform"
     capacity: int = Field(1_000_000, ge=1)  # transitions; paper 1 §III: 10^6
+    unique: bool = (
+        True  # the sketched samplers keep one tuple a key, as in paper 1 §III; False keeps all and only weighs
+    )
     beta: float = Field(0.5, ge=0)  # a tuple is drawn ∝ 1/f̂(key)^beta; DESIGN §5, the paper gives no exponent
     alpha: float = Field(0.6, ge=0)  # priority = |TD error|^alpha; Schaul et al. 2016
     beta0: float = Field(0.4, ge=0, le=1)  # importance exponent at the start, rising to 1; Schaul et al. 2016

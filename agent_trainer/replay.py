@@ -86,10 +86,11 @@ class Replay:
         self._rows = TransitionRows(capacity, slots, history, cells)
         by = self._sampler
         self._sampling = Sampling(capacity, config.alpha if by.errors else 0.0, config.beta if by.counts else 0.0)
+        self._unique = by.counts and config.unique
         self._draws = 0
         self._coder: TransitionCoder | None = None
         self._estimate: Estimate | None = None
-        self._row_of: dict[int, int] = {}  # of a key; in the sketched samplers only
+        self._row_of: dict[int, int] = {}  # of a key, where each is kept once
         self._new_keys: list[Keys] = []
         self._new_cells: deque[Cells] = deque()
         self._cells_waiting = 0
@@ -134,7 +135,7 @@ class Replay:
         if self._coder is not None:
             steps["key"] = keys_of(self._coder, steps)
             self._new_keys.append(steps["key"].copy())
-            if self._sampler.counts:
+            if self._unique:
                 kept = self._count(steps)
         if len(kept):
             self._keep(agents[kept], steps[kept])
@@ -174,7 +175,7 @@ class Replay:
             self._sampling.learn(rows[held], td_error[held])
 
     def code_with(self, coder: TransitionCoder) -> None:
-        """Give all that is held, and all that comes, keys of this coder; the sketched samplers drop later duplicates.
+        """Give all that is held, and all that comes, keys of this coder; where each is kept once, later duplicates go.
 
         The same coder again changes nothing. Another one starts the counting anew: `take_keys` then begins with the
         keys of all that is held, and counts are the own ones until `count_with` brings estimates for the new keys.
@@ -189,7 +190,7 @@ class Replay:
         keys = keys_of(coder, table[rows])
         table["key"][rows] = keys
         self._new_keys = [np.repeat(keys, table["times"][rows])]
-        if not self._sampler.counts:
+        if not self._unique:
             return
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
         table["times"][rows[first]] = np.bincount(group, weights=table["times"][rows])
@@ -256,7 +257,7 @@ class Replay:
         steps["frames"] = self._trails.store(agents, self._ring)
         gone = np.concatenate([self._rows.overwritten(before, self._ring.next), self._rows.make_room(len(steps))])
         self._sampling.remove(gone)
-        unique = self._sampler.counts and self._coder is not None
+        unique = self._unique and self._coder is not None
         if unique:
             for key in self._rows.table["key"][gone].tolist():
                 del self._row_of[key]
@@ -266,7 +267,7 @@ class Replay:
         self._sampling.put(rows, self._counts(rows))
 
     def _counts(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Return f̂: the federation's estimates, or how often each was seen here."""
+        """Return f̂: the federation's estimates; before there are some, how often each kept one was seen here."""
         table = self._rows.table
         if self._estimate is None:
             return table["times"][rows].astype(np.int64)

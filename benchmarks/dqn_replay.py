@@ -32,8 +32,10 @@ ROUND = 500  # updates between two tallies
 EVERY = 2  # rounds between two measurements
 STARTS = 3  # searches an image; fewer than where the last figure counts
 
-# The forms of drawing compared; "coarse" has a state code of 2 x 2 cells with 4 values each.
+# The forms of drawing compared. "coarse" has a state code of 2 x 2 cells with 4 values each, "fine" of 5 x 5
+# with 2, where others have 3 x 3 with 8 (a key holds no more than 63 bits); "all" keeps every tuple and only draws the frequent ones less often.
 COARSE: dict[str, Any] = {"pool": (2, 2), "radix": 4}
+FINE: dict[str, Any] = {"pool": (5, 5), "radix": 2}
 FORMS: dict[str, dict[str, Any]] = {
     "uniform": {"replay": "uniform"},
     "prioritised": {"replay": "prioritised"},
@@ -43,6 +45,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "sketched_td": {"replay": "sketched_td", "beta": 0.5},
     "coarse_0.5": {"replay": "sketched", "beta": 0.5, **COARSE},
     "coarse_td": {"replay": "sketched_td", "beta": 0.5, **COARSE},
+    "fine_0.5": {"replay": "sketched", "beta": 0.5, **FINE},
+    "all_0.5": {"replay": "sketched", "beta": 0.5, "unique": False},
+    "all_td": {"replay": "sketched_td", "beta": 0.5, "unique": False},
 }
 
 

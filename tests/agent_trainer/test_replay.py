@@ -262,6 +262,15 @@ def test_the_federations_counts_take_the_place_of_the_own_ones_for_what_is_held_
     assert frequencies(replay) == pytest.approx({200: 1 / 19, 1: 9 / 19, 201: 9 / 19}, abs=0.002)
 
 
+def test_without_uniqueness_all_tuples_are_kept_and_the_frequent_ones_drawn_less_often():
+    replay = one_to_four(beta=1.0, unique=False)
+    assert len(replay) == 5
+    bright, dark = replay.take_keys()[:2]
+    replay.count_with(lambda keys: np.where(keys == dark, 4, 1))
+    assert bright != dark
+    assert frequencies(replay) == pytest.approx({200: 0.5, 1: 0.5}, abs=0.002)  # 1 against 4 · 1/4
+
+
 def test_the_own_count_of_a_new_tuple_that_comes_twice_in_one_step_is_two():
     replay = replay_of("sketched", beta=1.0)
     replay.begin(flat([1, 1, 200]), np.arange(3))
