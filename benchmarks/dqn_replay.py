@@ -32,8 +32,8 @@ ROUND = 500  # updates between two tallies
 EVERY = 2  # rounds between two measurements
 STARTS = 3  # searches an image; fewer than where the last figure counts
 
-# The forms of drawing compared. A state code has 3 x 3 cells with 8 values each, "coarse" 2 x 2 with 4, and "fine" 5 x 5
-# with 2, for a key holds no more than 63 bits; "all" keeps every tuple and only draws the frequent ones less often.
+# The forms of drawing compared. A state code has 3 x 3 cells with 8 values each, "coarse" 2 x 2 with 4, "fine"
+# 5 x 5 with 2 (a key holds 63 bits); "all" keeps every tuple and only draws the frequent ones less often.
 COARSE: dict[str, Any] = {"pool": (2, 2), "radix": 4}
 FINE: dict[str, Any] = {"pool": (5, 5), "radix": 2}
 FORMS: dict[str, dict[str, Any]] = {
