@@ -141,20 +141,20 @@ class Sums:
 
     def __init__(self, shape: tuple[int, ...], height: int, width: int) -> None:
         self._rows, self._columns = shape[1], shape[2]
-        self._sums = np.zeros((shape[0], height, width), np.float32)
+        self.means = np.zeros((shape[0], height, width), np.float32)
 
-    def add(self, area: Area, values: Pixels) -> None:
-        """Take in uint8[channels, h, w] of an area."""
+    def add(self, area: Area, values: npt.NDArray[np.uint8 | np.bool_]) -> None:
+        """Take in values[channels, h, w] of an area."""
         y, x, h, w = area
-        _, height, width = self._sums.shape
+        _, height, width = self.means.shape
         top, rows = shares(y, h, self._rows, height)
         left, columns = shares(x, w, self._columns, width)
         part = rows @ values.astype(np.float32) @ columns.T
-        self._sums[:, top : top + len(rows), left : left + len(columns)] += part
+        self.means[:, top : top + len(rows), left : left + len(columns)] += part
 
     def pixels(self) -> Pixels:
         """Round the means to whole numbers, uint8."""
-        return np.rint(self._sums).clip(0, 255).astype(np.uint8)
+        return np.rint(self.means).clip(0, 255).astype(np.uint8)
 
 
 def shares(first: int, count: int, pixels: int, areas: int) -> tuple[int, npt.NDArray[np.float32]]:
