@@ -73,7 +73,11 @@ def _balance(examples: Sequence[Patients], learns: dict[str, bool], free: set[st
                 continue
             # The nearest to the border of the share goes, unless that leaves another class bare.
             candidates = sorted(patients & free, key=unit_hash, reverse=to)
-            movable = (p for p in candidates if all(sides[other][not to] > 1 for other in of_patient[p]))
+            movable = (
+                p
+                for p in candidates
+                if all(sides[other][not to] > 1 or len(classes[other]) < 2 for other in of_patient[p])
+            )
             patient = next(movable, None)
             if patient is None:
                 bare += label != ANY
