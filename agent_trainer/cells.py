@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -145,27 +145,35 @@ class Sums:
 
     def add(self, area: Area, values: npt.NDArray[np.uint8 | np.bool_]) -> None:
         """Take in values[channels, h, w] of an area."""
-        y, x, h, w = area
+        y, x, _, _ = area
         _, height, width = self.means.shape
-        top, rows = shares(y, h, self._rows, height)
-        left, columns = shares(x, w, self._columns, width)
-        part = rows @ values.astype(np.float32) @ columns.T
-        self.means[:, top : top + len(rows), left : left + len(columns)] += part
+        top, part = area_sums(values, 1, y, self._rows, height)
+        left, part = area_sums(part, 2, x, self._columns, width)
+        part *= height / self._rows * width / self._columns
+        self.means[:, top : top + part.shape[1], left : left + part.shape[2]] += part
 
     def pixels(self) -> Pixels:
         """Round the means to whole numbers, uint8."""
         return np.rint(self.means).clip(0, 255).astype(np.uint8)
 
 
-def shares(first: int, count: int, pixels: int, areas: int) -> tuple[int, npt.NDArray[np.float32]]:
-    """Tell what share of each area each of some pixels in a row is.
+def area_sums(
+    values: npt.NDArray[Any], axis: int, first: int, pixels: int, areas: int
+) -> tuple[int, npt.NDArray[np.float32]]:
+    """Sum values along an axis by areas, each pixel counted by the share of it that lies in an area.
 
-    first, count  the pixels wanted, of `pixels` in all, over which `areas` of equal width are laid
-    returns       the first area that they touch, and float32[touched areas, count]; over all pixels an area's sum is 1
+    first    the place of the first of them among `pixels`, over which `areas` of equal width are laid
+    returns  the first area that they touch, and float32 sums, the axis now that of the areas touched
     """
-    start = first * areas // pixels
-    stop = -(-(first + count) * areas // pixels)
-    edges = np.arange(start, stop + 1, dtype=np.float64) * pixels / areas
-    places = np.arange(first, first + count, dtype=np.float64)
-    covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
-    return start, (covered.clip(0) * areas / pixels).astype(np.float32)
+    count = values.shape[axis]
+    start, stop = first * areas // pixels, -(-(first + count) * areas // pixels)
+    edges = (np.arange(start, stop + 1) * (pixels / areas) - first).clip(0, count)
+    at = np.minimum(edges.astype(np.int64), count - 1)  # the pixel that an edge cuts; at the end the last, wholly
+    cut = np.expand_dims((edges - at).astype(np.float32), tuple(i for i in range(values.ndim) if i != axis))
+    dtype = np.float32 if values.dtype.kind == "f" else np.int32
+    sums = np.add.reduceat(values, at, axis=axis, dtype=dtype).astype(np.float32)  # from each edge's pixel to the next
+    sums = np.delete(sums, -1, axis)
+    between: list[Any] = [slice(None)] * values.ndim
+    between[axis] = np.flatnonzero(at[1:] == at[:-1])  # both edges in one pixel, where reduceat gives that pixel
+    sums[tuple(between)] = 0
+    return start, sums + np.diff(values.take(at, axis) * cut, axis=axis)
