@@ -94,21 +94,37 @@ class Local(_Section):
     page: Loopback = "127.0.0.1:0"
 
 
-Scene = Mapping[str, Any]
-SCENE_PATHS = frozenset({"images", "landmarks", "folder"})
+Table = Mapping[str, Any]
+PATHS = frozenset({"images", "landmarks", "labels", "backgrounds", "folder"})  # in a table of training's data
 
 
 class Training(_Section):
     """Which runs this site trains in, and on what; without this section it trains in none.
 
-    runs    patterns of run names
-    scenes  tables of images with landmarks; the trainer knows what may stand in them
+    runs      patterns of run names
+    scenes    tables of images with landmarks; the trainer knows what may stand in them
+    labelled  tables of images with labels; the same
     """
 
     runs: tuple[str, ...]
-    scenes: tuple[Scene, ...] = Field(min_length=1)
+    scenes: tuple[Table, ...] = ()
+    labelled: tuple[Table, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _something(self) -> "Training":
+        if not (self.scenes or self.labelled):
+            raise ValueError(
+                "there is nothing to learn from; give a table [[training.scenes]] (images with landmarks) or "
+                "[[training.labelled]] (images with labels)"
+            )
+        return self
+
+    @property
+    def tables(self) -> dict[str, tuple[Table, ...]]:
+        """All data by kind, as the trainer is told of it."""
+        return {"scenes": self.scenes, "labelled": self.labelled}
 
 
 class SiteSettings(Settings):
@@ -154,8 +170,13 @@ def load_settings(path: Path) -> SiteSettings:
     """Read site.toml. Raises ConfigError."""
     settings = load(path, SiteSettings)
     if settings.training:
-        scenes = _whole(settings.training.scenes, path.parent.resolve(), settings.labels_folder)
-        training = settings.training.model_copy(update={"scenes": scenes})
+        beside = path.parent.resolve()
+        scenes, labelled = (
+            tuple(_in_full(table, beside) for table in tables) for tables in settings.training.tables.values()
+        )
+        _name_labels(scenes, settings.labels_folder)
+        whole = {"scenes": scenes, "labelled": labelled}
+        training = settings.training.model_copy(update=whole)
         settings = settings.model_copy(update={"training": training})
     if settings.labels_folder.resolve().is_relative_to(settings.images.folder.resolve()):
         raise ConfigError(
@@ -165,21 +186,22 @@ def load_settings(path: Path) -> SiteSettings:
     return settings
 
 
-def _whole(scenes: Sequence[Scene], beside: Path, labels: Path) -> tuple[Scene, ...]:
-    """Say relative paths in full, and of label images that they are this site's own."""
-    whole = []
+def _in_full(table: Table, beside: Path) -> dict[str, Any]:
+    """Say a table's relative paths in full."""
+    return {
+        key: str(beside / Path(value).expanduser()) if key in PATHS and isinstance(value, str) else value
+        for key, value in table.items()
+    }
+
+
+def _name_labels(scenes: Sequence[dict[str, Any]], labels: Path) -> None:
+    """Write where label images of a study are, which are this site's own."""
     for number, scene in enumerate(scenes):
-        full = {
-            key: str(beside / Path(value).expanduser()) if key in SCENE_PATHS and isinstance(value, str) else value
-            for key, value in scene.items()
-        }
-        if full.get("kind") == "labels" and "folder" not in full:
-            study = full.pop("study", None)
+        if scene.get("kind") == "labels" and "folder" not in scene:
+            study = scene.pop("study", None)
             if not isinstance(study, str):
                 raise ConfigError(
                     f"site.toml: training.scenes.{number}.study is missing; name the study whose label images are "
                     "searched, or set folder"
                 )
-            full["folder"] = str(labels / study)
-        whole.append(full)
-    return tuple(whole)
+            scene["folder"] = str(labels / study)

@@ -80,7 +80,7 @@ class LabelledFolders(_Section):
 
 
 class Needles(_Section):
-    """Made images, half of them with a small thing in it (see `labelled.needles`). The words are needle and none.
+    """Made images, each with a small thing that tells the class (`labelled.needles`): rows, columns or checks.
 
     images       how many
     size         pixels a side

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cairn import enrolment
 from cairn.flower import missing_packages
-from edge_node.settings import SCENE_PATHS, SiteSettings
+from edge_node.settings import PATHS, SiteSettings, Table, Training
 from edge_node.training.link import link_fault
 from edge_node.training.surroundings import not_installed
 
@@ -29,18 +29,12 @@ def check_training(settings: SiteSettings, superlink: str | None) -> TrainingRep
     if training is None:
         return report
     runs = ", ".join(training.runs) or "none"
-    sources = "1 source" if len(training.scenes) == 1 else f"{len(training.scenes)} sources"
-    report.sentence = f"runs {runs}; {sources} of scenes; device {training.device}"
+    report.sentence = f"runs {runs}; {_sources(training)}; device {training.device}"
     if missing := missing_packages():
         report.faults.append(not_installed(missing))
-    for number, scene in enumerate(training.scenes):
-        for key in sorted(SCENE_PATHS & scene.keys()):
-            if isinstance(scene[key], str) and not Path(scene[key]).exists():
-                sentence = f"training.scenes.{number}.{key}: there is nothing at {scene[key]}"
-                if scene.get("kind") == "labels":
-                    report.remarks.append(f"{sentence} yet; label images are written in a study's last stage")
-                else:
-                    report.faults.append(sentence)
+    for kind, tables in training.tables.items():
+        for number, table in enumerate(tables):
+            _look(f"training.{kind}.{number}", table, report)
     if not enrolment.supernode_known(settings.identity_folder):
         report.remarks.append("the aggregator gets the key of this site's SuperNode when the service starts")
     if superlink:
@@ -49,3 +43,23 @@ def check_training(settings: SiteSettings, superlink: str | None) -> TrainingRep
     elif superlink is not None:
         report.remarks.append("the aggregator does not train: it has not said where its SuperLink is")
     return report
+
+
+def _sources(training: Training) -> str:
+    """Count them: "1 source of scenes, 2 sources of labelled images"."""
+    counts = {"scenes": len(training.scenes), "labelled images": len(training.labelled)}
+    return ", ".join(f"{n} source{'s' if n > 1 else ''} of {what}" for what, n in counts.items() if n)
+
+
+def _look(place: str, table: Table, report: TrainingReport) -> None:
+    """See whether everything that a table names is there."""
+    for key in sorted(PATHS & table.keys()):
+        if not isinstance(table[key], str) or Path(table[key]).exists():
+            continue
+        if table.get("kind") == "needles" and key == "folder":
+            continue  # the trainer makes it
+        sentence = f"{place}.{key}: there is nothing at {table[key]}"
+        if table.get("kind") == "labels":
+            report.remarks.append(f"{sentence} yet; label images are written in a study's last stage")
+        else:
+            report.faults.append(sentence)

@@ -56,7 +56,7 @@ class Surroundings:
         flower.keep_secret(self._secret)
         told = {
             "runs": self.training.runs,
-            "scenes": [dict(scene) for scene in self.training.scenes],
+            **{kind: [dict(table) for table in tables] for kind, tables in self.training.tables.items()},
             "device": self.training.device,
             "threads": self.training.threads,
             "folder": str(self.folder / "site"),

@@ -124,12 +124,41 @@ images = 12
     )
 
 
+def test_labelled_images_stand_beside_scenes_or_alone_with_their_paths_in_full(tmp_path):
+    labelled = """
+[[training.labelled]]
+kind = "files"
+labels = "cells.csv"
+images = "~/smears"
+columns = { label = "type" }
+[[training.labelled]]
+kind = "needles"
+images = 100
+backgrounds = "real"
+"""
+    alone = load_settings(write(tmp_path, TRAINING + labelled)).training
+    assert alone is not None
+    assert alone.scenes == ()
+    assert alone.labelled == (
+        {
+            "kind": "files",
+            "labels": str(tmp_path / "cells.csv"),
+            "images": str(Path.home() / "smears"),
+            "columns": {"label": "type"},
+        },
+        {"kind": "needles", "images": 100, "backgrounds": str(tmp_path / "real")},
+    )
+    both = load_settings(write(tmp_path, TRAINING + labelled + '[[training.scenes]]\nkind = "generated"\n')).training
+    assert both is not None
+    assert both.tables == {"scenes": ({"kind": "generated"},), "labelled": alone.labelled}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (MINIMAL + '[training]\nscenes = [{ kind = "generated" }]\n', r"training\.runs is missing"),
-        (TRAINING, r"training\.scenes is missing"),
-        (TRAINING + "scenes = []\n", r"training\.scenes"),
+        (TRAINING, r"there is nothing to learn from; give a table \[\[training.scenes\]\] .* or \[\[training.lab"),
+        (TRAINING + "scenes = []\nlabelled = []\n", r"there is nothing to learn from"),
         (TRAINING + 'scenes = [{ kind = "labels" }]\n', r"training\.scenes\.0\.study is missing"),
         (TRAINING + 'scenes = [{ kind = "generated" }]\ndevise = "cpu"\n', r"did you mean training\.device"),
         (TRAINING + 'scenes = [{ kind = "generated" }]\ndevice = "tpu"\n', r"training\.device"),

@@ -98,6 +98,24 @@ def test_missing_packages_and_folders_are_faults_and_label_images_may_come_later
     assert "does not train" in report.remarks[1]
 
 
+def test_labelled_images_are_counted_and_looked_for(folder):
+    (folder / "smears").mkdir()
+    labelled = (
+        'labelled = [{ kind = "files", labels = "gone.csv", images = "smears" }, '
+        '{ kind = "needles", folder = "made-later", backgrounds = "nowhere" }]'
+    )
+    report = check_training(
+        write_settings(folder, TRAINING.replace('scenes = [{ kind = "generated" }]', labelled)), None
+    )
+    assert report.sentence == "runs sella-*; 2 sources of labelled images; device auto"
+    assert [fault.split(": there")[0] for fault in report.faults] == [
+        "training.labelled.0.labels",
+        "training.labelled.1.backgrounds",
+    ]
+    both = check_training(write_settings(folder, f"{TRAINING}{labelled}\n"), None)
+    assert both.sentence == "runs sella-*; 1 source of scenes, 2 sources of labelled images; device auto"
+
+
 def test_a_site_enrolled_before_it_trained_is_told_that_its_key_follows(tmp_path, middle):
     (tmp_path / "images").mkdir()
     middle.enrol(tmp_path / "state" / "identity")
