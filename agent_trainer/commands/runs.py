@@ -9,10 +9,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agent_trainer.commands.watching import as_dict, picture, print_json, run_as_dict, show, watch
+from agent_trainer.commands.watching import (
+    as_dict,
+    best_of,
+    goal_of_run,
+    picture,
+    print_json,
+    run_as_dict,
+    show,
+    watch,
+)
 from cairn.errors import ConfigError, StudyError
+from cairn.figures import goal_of, told
 from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
 from cairn.rpc import errors_from_wire
+from cairn.run import GOALS, Goal
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 app = typer.Typer(
@@ -20,7 +31,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Look at training runs, stop and resume them.\n\nExample: `cairn runs list`",
 )
-ERROR = "validation/mean_mm"
 NameArgument = Annotated[str, typer.Argument(help="Name of the run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -36,11 +46,16 @@ def list_runs(profile: ProfileOption, *, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(as_dict(found))
         return
-    table = Table("name", "algorithm", "state", "round", "created (UTC)", "message")
+    table = Table("name", "algorithm", "state", "round", "best validation", "created (UTC)", "message")
     for run in found.runs:
-        created = f"{run.created.ToDatetime():%Y-%m-%d %H:%M}"
-        table.add_row(run.name, run.algorithm, run.state, f"{run.round} of {run.rounds}", created, run.message)
+        created, best = f"{run.created.ToDatetime():%Y-%m-%d %H:%M}", _best(run)
+        table.add_row(run.name, run.algorithm, run.state, f"{run.round} of {run.rounds}", best, created, run.message)
     Console().print(table)
+
+
+def _best(run: training_pb2.RunSummary) -> str:
+    goal = next((goal for name, goal in GOALS.items() if name == run.algorithm), None)
+    return f"{goal.words} {goal.said(run.best)}" if goal and run.HasField("best") else "–"
 
 
 @app.command("show")
@@ -125,38 +140,73 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Draw their curves into this PNG file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs: settings that differ, and where each of them got to.
+    """Compare runs: settings that differ, the best round by each run's goal, and where each of them got to.
 
-    Example: `cairn runs compare uniform sketched --plot curves.png`
+    Examples: `cairn runs compare uniform sketched --plot curves.png` · `cairn runs compare apga cutout --json`
     """
     if len(set(names)) < 2:
         raise ConfigError("one run was named; name at least two to compare")
     with operator_channel(profile) as channel:
         runs = {name: show(channel, name) for name in names}
     specs = {name: run_as_dict(run)["spec"] for name, run in runs.items()}
+    goals = {name: goal_of_run(run.spec) for name, run in runs.items()}
     differing = _differing(specs)
-    ends = {name: dict(run.rounds[-1].metrics) if run.rounds else {} for name, run in runs.items()}
+    ends = {name: _newest(run) for name, run in runs.items()}
+    best = {name: _best_round(run, goals[name]) for name, run in runs.items()}
+    if len(set(goals.values())) > 1:
+        said = "; ".join(f"{name} by {goal.heading}" for name, goal in goals.items())
+        typer.echo(f"these runs have different goals, whose values are not comparable: {said}", err=True)
     if plot is not None:
-        from agent_trainer.pictures import Curves, draw_curves  # noqa: PLC0415 - matplotlib takes a second
-
-        lines = {name: _curve(run) for name, run in runs.items()}
-        draw_curves(plot, [Curves("mean error on validation images, mm", lines)])
+        _draw(plot, runs, goals)
     if as_json:
-        print_json({"differing": differing, "last_round": ends})
+        named = {name: {"metric": goal.metric, **best[name]} for name, goal in goals.items()}
+        print_json({"differing": differing, "goal": named, "last_round": ends})
         return
     table = Table("", *names)
     for setting, values in differing.items():
         table.add_row(setting, *(str(values[name]) for name in names))
     table.add_row("rounds", *(str(runs[name].summary.round) for name in names))
+    for goal in dict.fromkeys(goals.values()):
+        table.add_row(f"best {goal.heading}", *(_said(best[name]) if goals[name] == goal else "–" for name in names))
     for metric in sorted(set().union(*ends.values())):
         table.add_row(metric, *(f"{ends[name][metric]:.4g}" if metric in ends[name] else "–" for name in names))
     Console().print(table)
 
 
-def _curve(run: training_pb2.ShowRunResponse) -> tuple[list[int], list[float]]:
-    """Return a run's validated rounds and their mean errors."""
-    validated = [one for one in run.rounds if ERROR in one.metrics]
-    return [one.round for one in validated], [one.metrics[ERROR] for one in validated]
+def _newest(run: training_pb2.ShowRunResponse) -> dict[str, float]:
+    """Return the last round's figures, but for counts."""
+    return told(run.rounds[-1].metrics) if run.rounds else {}
+
+
+def _best_round(run: training_pb2.ShowRunResponse, goal: Goal) -> dict[str, float]:
+    """Return value and number of the round that was validated best; {} where none was."""
+    best = best_of(run, goal)
+    value = None if best is None else goal_of(best.metrics, goal)
+    return {} if best is None or value is None else {"best": value, "round": best.round}
+
+
+def _said(best: dict[str, float]) -> str:
+    return f"{best['best']:.4g} in round {best['round']:.0f}" if best else "–"
+
+
+def _draw(plot: Path, runs: dict[str, training_pb2.ShowRunResponse], goals: dict[str, Goal]) -> None:
+    """Draw the runs' validations, a panel for each goal."""
+    from agent_trainer.pictures import Curves, draw_curves  # noqa: PLC0415 - matplotlib takes a second
+
+    panels = [
+        Curves(
+            f"{goal.heading}, on validation images",
+            {name: _curve(runs[name], goal) for name in goals if goals[name] == goal},
+        )
+        for goal in dict.fromkeys(goals.values())
+    ]
+    draw_curves(plot, panels)
+
+
+def _curve(run: training_pb2.ShowRunResponse, goal: Goal) -> tuple[list[int], list[float]]:
+    """Return a run's validated rounds and the goal's figure in them."""
+    found = {one.round: value for one in run.rounds if (value := goal_of(one.metrics, goal)) is not None}
+    return list(found), list(found.values())
 
 
 def _differing(specs: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:

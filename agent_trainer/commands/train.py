@@ -1,5 +1,7 @@
 """`cairn train …`: ask the federation for a training run, and watch it."""
 
+import json
+import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -13,48 +15,60 @@ from agent_trainer.commands.watching import print_json, run_as_dict, watch
 from cairn.errors import ConfigError, StudyError
 from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
 from cairn.rpc import errors_from_wire
-from cairn.run import OPTIONS, RunSpec, parse_run, run_message
+from cairn.run import OPTIONS, AlgorithmName, RunSpec, parse_run, run_message
 from cairn.v1 import operations_pb2, operations_pb2_grpc, training_pb2, training_pb2_grpc
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Train one agent at all sites.\n\n"
-    "Example: `cairn train dqn --study tissue-map --rounds 20 --min-sites 3 --profile operator`",
+    help="Train one agent, or one classifier, at all sites.\n\n"
+    "Examples: `cairn train dqn --study tissue-map --rounds 20 --min-sites 3` · "
+    "`cairn train apga --class pneumonia --class normal --rounds 50 --min-sites 3`",
 )
 TISSUE_TASK = "tumour-centre"  # what label images of a study are searched for
+NAME_LENGTH = 48  # of a name made of what was asked for
 
-
-@app.callback()
-def train() -> None:
-    """Keep `dqn` a command of its own while it is the only one."""
+NameArgument = Annotated[
+    str | None, typer.Argument(help="Name of the run; made of what is searched or told apart when left out.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="TOML file with any of the settings; options go before it.", show_default=False)
+]
+RoundsOption = Annotated[int | None, typer.Option(help="Rounds of the run.")]
+SitesOption = Annotated[int | None, typer.Option(help="Sites that must answer before a round counts.")]
+StrategyOption = Annotated[str | None, typer.Option(help=f"How updates are joined: {', '.join(OPTIONS)}.")]
+DeadlineOption = Annotated[float | None, typer.Option(help="Seconds that a round waits for late sites.")]
+PatienceOption = Annotated[
+    int | None, typer.Option(help="End after so many validations without a better one; 0 never.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the first weights.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE of the algorithm's own settings, as TOML; repeat it."),
+]
+WatchOption = Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the run until it ends.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
 def dqn(
     profile: ProfileOption,
-    name: Annotated[str | None, typer.Argument(help="Name of the run; the study's with -dqn behind it.")] = None,
+    name: NameArgument = None,
     *,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with any of the settings; options go before it.")
-    ] = None,
+    config: ConfigOption = None,
     study: Annotated[
         str | None, typer.Option(help="Search the centre of the largest tumour in this study's label images.")
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Landmark to search, as the sites call it; repeat it.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of the run.")] = None,
-    min_sites: Annotated[int | None, typer.Option(help="Sites that must answer before a round counts.")] = None,
-    strategy: Annotated[str | None, typer.Option(help=f"How updates are joined: {', '.join(OPTIONS)}.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds that a round waits for late sites.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="End after so many validations without a better one; 0 never.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the first weights.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE of the DQN's own settings, as TOML; repeat it.")
-    ] = None,
-    watching: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the run until it ends.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rounds: RoundsOption = None,
+    min_sites: SitesOption = None,
+    strategy: StrategyOption = None,
+    deadline: DeadlineOption = None,
+    patience: PatienceOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    watching: WatchOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a DQN that moves a box to landmarks; its replay is sampled by the counts of all sites.
 
@@ -66,14 +80,90 @@ def dqn(
 
     * `cairn train dqn --config run.toml --set replay="sketched" --set batch=96 --no-watch`
     """
-    values = _read_file(config) if config else {}
-    own = _own(values, config) | dict(map(_setting, settings or []))
+    values, own = _begin(config, settings)
     if task:
         own["tasks"] = list(task)
     elif study:
         own.setdefault("tasks", [TISSUE_TASK])
-    given: dict[str, Any] = {
-        "name": name or (f"{study}-dqn" if study and "name" not in values else None),
+    given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
+    run = _spec("dqn", values, own, given, [study] if study else task or [])
+    _ask(profile, run, watching=watching, as_json=as_json, study=study)
+
+
+def classifier(
+    context: typer.Context,
+    profile: ProfileOption,
+    name: NameArgument = None,
+    *,
+    config: ConfigOption = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="What is told apart, as the sites call it; repeat it.")
+    ] = None,
+    rounds: RoundsOption = None,
+    min_sites: SitesOption = None,
+    strategy: StrategyOption = None,
+    deadline: DeadlineOption = None,
+    patience: PatienceOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    watching: WatchOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a classifier of the sites' labelled images, by the algorithm whose command this is."""
+    values, own = _begin(config, settings)
+    if classes:
+        own["classes"] = list(classes)
+    given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
+    run = _spec("apga" if context.info_name == "apga" else "attention", values, own, given, classes or [])
+    _ask(profile, run, watching=watching, as_json=as_json)
+
+
+app.command(
+    "apga",
+    help="""Train a classifier beside a masker that tries to mislead it; whole images.
+
+All settings and their defaults: docs/TRAINING.md.
+
+* `cairn train apga --class pneumonia --class normal --rounds 50 --min-sites 3`
+
+* `cairn train apga few --class pneumonia --class normal --rounds 50 --min-sites 3 --set shots=100`
+
+* `cairn train apga --config run.toml --set method="cutout" --set classifier="densenet121" --no-watch`
+""",
+)(classifier)
+app.command(
+    "attention",
+    help="""Train a classifier that looks at a few patches of an image of any size, and learns where to look.
+
+All settings and their defaults: docs/TRAINING.md.
+
+* `cairn train attention --class tumour --class healthy --rounds 50 --min-sites 3`
+
+* `cairn train attention slides --class tumour --class healthy --rounds 50 --min-sites 3 --set patch=96`
+
+* `cairn train attention --config run.toml --set sampling="without" --no-watch`
+""",
+)(classifier)
+
+
+def _begin(config: Path | None, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a run's file says of the run, and the algorithm's own settings with those of --set."""
+    values = _read_file(config) if config else {}
+    return values, _own(values, config) | dict(map(_setting, settings or []))
+
+
+def _given(
+    name: str | None,
+    rounds: int | None,
+    min_sites: int | None,
+    strategy: str | None,
+    deadline: float | None,
+    patience: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return what the options say of the run."""
+    given = {
+        "name": name,
         "rounds": rounds,
         "min_sites": min_sites,
         "strategy": strategy,
@@ -81,8 +171,25 @@ def dqn(
         "patience": patience,
         "seed": seed,
     }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    run = parse_run({**values, **chosen, "algorithm": "dqn", "settings": _checked(own)})
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _spec(
+    algorithm: AlgorithmName, values: dict[str, Any], own: dict[str, Any], given: dict[str, Any], words: list[str]
+) -> RunSpec:
+    """Make a run's specification, everything of it checked; only what was chosen goes into it.
+
+    words  what a run without a name is called after
+    """
+    if words and "name" not in {**values, **given}:
+        given["name"] = f"{re.sub('[^a-z0-9]+', '-', '-'.join(words).lower()).strip('-')[:NAME_LENGTH]}-{algorithm}"
+    if (named := values.get("algorithm", algorithm)) != algorithm:
+        raise ConfigError(f"the file is of a run of {named}; ask for it with: cairn train {named}")
+    return parse_run({**values, **given, "algorithm": algorithm, "settings": _checked(algorithm, own)})
+
+
+def _ask(profile: Path, run: RunSpec, *, watching: bool, as_json: bool, study: str | None = None) -> None:
+    """Ask the aggregator for a run, and watch it if wanted. Raises StudyError when it has failed."""
     with operator_channel(profile) as channel:
         if study:
             _check_study(channel, study)
@@ -107,13 +214,11 @@ def _say(run: RunSpec, *, as_json: bool) -> None:
         typer.echo(f"{run.name} is in the queue; follow it with: cairn runs show {run.name} --watch")
 
 
-def _checked(own: dict[str, Any]) -> dict[str, Any]:
-    """Check the DQN's settings before anything is sent; only what was chosen goes into the run."""
-    import json  # noqa: PLC0415 - beside what it is for
+def _checked(name: AlgorithmName, own: dict[str, Any]) -> dict[str, Any]:
+    """Check an algorithm's settings before anything is sent."""
+    from agent_trainer.algorithms import algorithm  # noqa: PLC0415 - each command loads what it needs
 
-    from agent_trainer.config import read_config  # noqa: PLC0415 - each command loads what it needs
-
-    read_config(json.dumps(own))
+    algorithm(name).read_config(json.dumps(own))
     return own
 
 
@@ -131,7 +236,7 @@ def _check_study(channel: grpc.Channel, study: str) -> None:
 
 
 def _own(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
-    """Return the DQN's own settings of a run's file. Raises ConfigError."""
+    """Return the algorithm's own settings of a run's file. Raises ConfigError."""
     own = values.get("settings", {})
     if not isinstance(own, dict):
         raise ConfigError(f"{config}: settings is {own!r}; write them as a table, [settings]")

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cairn.errors import Unreachable
+from cairn.figures import goal_of
 from cairn.profile import CALL_SECONDS
 from cairn.rpc import errors_from_wire
+from cairn.run import Goal, read_run
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 ENDED = ("done", "stopped", "failed")
@@ -58,38 +60,49 @@ def watch(channel: grpc.Channel, name: str, console: Console) -> training_pb2.Sh
 
 def picture(run: training_pb2.ShowRunResponse) -> RenderableType:
     """Draw a run: how far it is, and its newest rounds with what every site did."""
-    about, table = run.summary, Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("round", "s", "loss", "reward", "error, mm", "sites"):
+    about, goal, table = run.summary, goal_of_run(run.spec), Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("round", "s", "loss", "reward", goal.heading, "sites"):
         table.add_column(column, justify="left" if column == "sites" else "right")
     for one in run.rounds[-SHOWN:]:
         table.add_row(
             str(one.round),
             f"{one.seconds:.1f}",
-            *(_number(one.metrics, name) for name in ("loss", "reward", "validation/mean_mm")),
-            " · ".join(_site(site) for site in one.sites),
+            *(_number(one.metrics.get(name)) for name in ("loss", "reward")),
+            _number(goal_of(one.metrics, goal)),
+            " · ".join(_site(site, goal) for site in one.sites),
         )
-    head = Text.assemble((about.name, "bold"), f"  {about.state}  round {about.round} of {about.rounds}")
+    best = best_of(run, goal)
+    said = f"  best {goal.words} {goal.said(goal_of(best.metrics, goal) or 0.0)} in round {best.round}" if best else ""
+    head = Text.assemble((about.name, "bold"), f"  {about.state}  round {about.round} of {about.rounds}{said}")
     bar = ProgressBar(total=max(1, about.rounds), completed=about.round, width=60)
     message = [Text(about.message, style="yellow")] if about.message else []
     return Group(head, bar, *message, table)
 
 
-def _number(metrics: Any, name: str) -> str:
-    return f"{metrics[name]:.3g}" if name in metrics else "–"
+def goal_of_run(spec: training_pb2.RunSpec) -> Goal:
+    """Return the figure by which a run's best round is chosen. Raises TrainingError for a run of a later version."""
+    return read_run(spec).goal
 
 
-def _site(site: training_pb2.SiteRound) -> str:
+def best_of(run: training_pb2.ShowRunResponse, goal: Goal) -> training_pb2.Round | None:
+    """Return the round that was validated best, the first of equals; None where none was."""
+    best: training_pb2.Round | None = None
+    for one in run.rounds:
+        value, before = goal_of(one.metrics, goal), None if best is None else goal_of(best.metrics, goal)
+        if value is not None and (before is None or goal.better(value, before)):
+            best = one
+    return best
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _site(site: training_pb2.SiteRound, goal: Goal) -> str:
     if site.state != "trained":
         return f"{site.site}: {site.state}{f' ({site.reason})' if site.reason else ''}"
-    error = _error(site)
-    return site.site if error is None else f"{site.site} {error:.3g} mm"
-
-
-def _error(site: training_pb2.SiteRound) -> float | None:
-    """Return a site's mean error over all its tasks' validation images, in mm: Σ n·mean_mm / Σ n."""
-    counts = {name.removesuffix("/n"): n for name, n in site.metrics.items() if name.endswith("/n")}
-    total = sum(counts.values())
-    return sum(n * site.metrics[f"{task}/mean_mm"] for task, n in counts.items()) / total if total else None
+    value = goal_of(site.metrics, goal)
+    return site.site if value is None else f"{site.site} {goal.said(value)}"
 
 
 def run_as_dict(run: training_pb2.ShowRunResponse) -> dict[str, Any]:

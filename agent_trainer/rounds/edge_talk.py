@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 from agent_trainer.rounds.layout import Vector
 from cairn.errors import PolicyError
+from cairn.figures import told
 
 WAIT_S = 60.0  # for the edge's leave to hand an update to Flower
 
@@ -34,8 +35,8 @@ class EdgeTalk:
     def round(
         self, run: str, number: int, phase: Literal["begins", "trains", "ends"], metrics: Mapping[str, float]
     ) -> None:
-        """Tell how a round goes; numbers that are not finite are left out."""
-        numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        """Tell how a round goes; numbers that are not finite, and counts, are left out."""
+        numbers = {name: float(value) for name, value in told(metrics).items() if math.isfinite(value)}
         self.say("round", run=run, round=number, phase=phase, metrics=numbers)
 
     def problem(self, sentence: str, kind: str = "the trainer has a problem") -> None:

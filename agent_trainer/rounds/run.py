@@ -31,6 +31,7 @@ from agent_trainer.rounds.wire import (
 )
 from cairn import codec
 from cairn.errors import CairnError, Diverged, TooFewSites, TrainingError
+from cairn.figures import told
 from cairn.plan import fingerprint
 from cairn.run import RunSpec
 from cairn.tally import Tally
@@ -155,7 +156,9 @@ class Run:
         if plan:
             self._absorb(plan, trained)
         sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
-        reports = tuple(SiteReport(o.site, o.state, o.reason, o.metrics, _bytes(o, sent)) for o in outcomes)
+        reports = tuple(
+            SiteReport(o.site, o.state, o.reason, _of_training(o.metrics), _bytes(o, sent)) for o in outcomes
+        )
         report = RoundReport(
             number, self._clock.monotonic() - began, reports, merged_metrics([o.metrics for o in trained])
         )
@@ -289,7 +292,11 @@ def read_report(fields: Mapping[str, Any]) -> RoundReport:
 
 
 def _only_validation(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith(VALIDATION)}
+    return {name: value for name, value in told(metrics).items() if name.startswith(VALIDATION)}
+
+
+def _of_training(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith(VALIDATION)}
 
 
 def _bytes(outcome: Outcome, sent: int) -> int:

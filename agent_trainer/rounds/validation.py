@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from agent_trainer.algorithms import VALIDATION
+from cairn.figures import IMAGES
 
 SUMMED = {"examples", "updates"}
 LARGEST = {"seconds"}
@@ -20,7 +21,7 @@ def merged_metrics(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _merge(name: str, values: Sequence[tuple[float, float]]) -> float:
-    if name in SUMMED:
+    if name in SUMMED or name.startswith(IMAGES):
         return sum(value for value, _ in values)
     if name in LARGEST:
         return max(value for value, _ in values)

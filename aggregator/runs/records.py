@@ -22,7 +22,7 @@ from aggregator.study.records import check_name
 from aggregator.tables import RunState
 from cairn.errors import StudyError, TrainingError
 from cairn.rpc import NAME
-from cairn.run import RunSpec
+from cairn.run import GOALS, RunSpec
 from cairn.v1 import training_pb2
 
 TRAINER: Final = "trainer/trainer"  # the actor in the audit
@@ -54,6 +54,23 @@ def find_run(session: Session, name: str) -> tables.Run:
     if run is None:
         raise StudyError(f"there is no run {name[:80]!r}; `cairn runs list` shows all")
     return run
+
+
+def best_values(session: Session, *names: str) -> dict[str, float]:
+    """Find the best validation of these runs, or of all, by the figure of their algorithm; runs without are left out."""
+    found: dict[str, float] = {}
+    for algorithm, goal in GOALS.items():
+        value = tables.RunRound.metrics[goal.metric].as_float()
+        query = (
+            select(tables.RunRound.run, (func.max if goal.larger_is_better else func.min)(value))
+            .join(tables.Run, tables.Run.name == tables.RunRound.run)
+            .where(tables.Run.spec["algorithm"].as_string() == algorithm, value.is_not(None))
+            .group_by(tables.RunRound.run)
+        )
+        if names:
+            query = query.where(tables.RunRound.run.in_(names))
+        found |= {run: float(best) for run, best in session.execute(query)}
+    return found
 
 
 def count_runs(session: Session, state: RunState) -> int:

@@ -57,7 +57,8 @@ class RunsService(training_pb2_grpc.RunsServicer):
         """List all runs, the newest first."""
         with database.reading(self._engine) as session:
             rows = session.scalars(select(tables.Run).order_by(tables.Run.created_at.desc(), tables.Run.name))
-            return training_pb2.ListRunsResponse(runs=[_summary(row) for row in rows])
+            best = records.best_values(session)
+            return training_pb2.ListRunsResponse(runs=[_summary(row, best.get(row.name)) for row in rows])
 
     def ShowRun(  # noqa: N802
         self,
@@ -68,7 +69,8 @@ class RunsService(training_pb2_grpc.RunsServicer):
         with database.reading(self._engine) as session:
             run = records.find_run(session, request.name)
             answer = training_pb2.ShowRunResponse(
-                summary=_summary(run), spec=run_message(RunSpec.model_validate(run.spec))
+                summary=_summary(run, records.best_values(session, run.name).get(run.name)),
+                spec=run_message(RunSpec.model_validate(run.spec)),
             )
             after, size = request.after, 0
             while page := records.rounds(session, run.name, after, PAGE):
@@ -148,7 +150,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         return over or bool(lines)
 
 
-def _summary(run: tables.Run) -> training_pb2.RunSummary:
+def _summary(run: tables.Run, best: float | None) -> training_pb2.RunSummary:
     return training_pb2.RunSummary(
         name=run.name,
         algorithm=run.spec["algorithm"],
@@ -157,6 +159,7 @@ def _summary(run: tables.Run) -> training_pb2.RunSummary:
         rounds=run.spec["rounds"],
         created=_timestamp(run.created_at),
         message=run.message,
+        best=best,
     )
 
 

@@ -112,6 +112,7 @@ class RunSummary(_message.Message):
     ROUNDS_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     algorithm: _builtins.str
     state: _builtins.str
@@ -121,6 +122,8 @@ class RunSummary(_message.Message):
     rounds: _builtins.int
     message: _builtins.str
     """One sentence when the run has failed or waits."""
+    best: _builtins.float
+    """The best federated validation so far, of the figure that its algorithm goes by: mm of error, or balanced accuracy."""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -133,12 +136,15 @@ class RunSummary(_message.Message):
         rounds: _builtins.int = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
         message: _builtins.str = ...,
+        best: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best", b"_best", "best", b"best", "created", b"created"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "created", b"created", "message", b"message", "name", b"name", "round", b"round", "rounds", b"rounds", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best", b"_best", "algorithm", b"algorithm", "best", b"best", "created", b"created", "message", b"message", "name", b"name", "round", b"round", "rounds", b"rounds", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__best: _TypeAlias = _typing.Literal["best"]  # noqa: Y015
+    _WhichOneofArgType__best: _TypeAlias = _typing.Literal["_best", b"_best"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best) -> _WhichOneofReturnType__best | None: ...
 
 Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
 

@@ -1,0 +1,107 @@
+"""The figures of a run as people see them, the same for researchers, operators and sites: names, headings, values."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from cairn.run import AlgorithmName, Goal
+
+Metrics = Mapping[str, float]
+
+VALIDATION: Final = "validation/"  # before the names of all figures of a validation
+COUNTS: Final = f"{VALIDATION}counts/"  # before those of the counts that sites add up
+IMAGES: Final = "images/"  # before the number of images of a class that a site learns from
+
+
+class Figure(NamedTuple):
+    """One number of a round.
+
+    words  what people call it
+    share  whether it is one, from 0 to 1
+    """
+
+    name: str
+    words: str
+    unit: str = ""
+    share: bool = False
+
+    @property
+    def heading(self) -> str:
+        """What stands over it."""
+        return f"{self.words}, {self.unit}" if self.unit else self.words
+
+
+# What a classifier's validation tells beside its goal, over all classes and of each.
+OVERALL: Final = (
+    Figure("validation/accuracy", "Accuracy", share=True),
+    Figure("validation/auc", "AUC", share=True),
+    Figure("validation/ece", "Calibration error", share=True),
+)
+OF_CLASSES: Final = (
+    Figure("validation/sensitivity/", "Sensitivity", share=True),
+    Figure("validation/specificity/", "Specificity", share=True),
+)
+_LOSS: Final = Figure("loss", "Loss")
+_RIGHT: Final = Figure("accuracy", "Accuracy on images learned from", share=True)
+# What training tells, by algorithm, in the order in which it is drawn.
+TRAINING: Final[dict[AlgorithmName, tuple[Figure, ...]]] = {
+    "dqn": (
+        _LOSS,
+        Figure("reward", "Reward a step", "mm"),
+        Figure("replay/unique_share", "Replay: unique transitions", share=True),
+        Figure("replay/effective", "Replay: effective sample size", "transitions"),
+        Figure("replay/fill", "Replay: table fill", share=True),
+    ),
+    "apga": (
+        _LOSS,
+        _RIGHT,
+        Figure("masked_loss", "Loss on masked images"),
+        Figure("reward", "Reward of the masks"),
+        Figure("masks/kept", "Share of pixels that the masks keep", share=True),
+    ),
+    "attention": (
+        _LOSS,
+        _RIGHT,
+        Figure("reward", "Reward of a patch"),
+        Figure("entropy", "Entropy of the attention"),
+    ),
+}
+
+
+def told(metrics: Metrics) -> dict[str, float]:
+    """Leave out the counts that sites add up: hundreds of numbers that say nothing to people."""
+    return {name: value for name, value in metrics.items() if not _is_count(name)}
+
+
+def _is_count(name: str) -> bool:
+    # counts/class/NAME, counts/confusion/0/1 …; a task that is called counts has shorter ones.
+    return name.startswith(COUNTS) and name.count("/") > 2
+
+
+def goal_of(metrics: Metrics, goal: Goal) -> float | None:
+    """Find a goal's figure among the numbers of a site, or of all sites; None where nothing was validated.
+
+    Σ n·value / Σ n      over the tasks of a site, which tells of each
+    """
+    if goal.metric in metrics:
+        return metrics[goal.metric]
+    images = total = 0.0
+    for task, value in goal_by_task(metrics, goal).items():
+        n = metrics.get(f"{VALIDATION}{task}/n", 0.0)
+        images, total = images + n, total + n * value
+    return total / images if images else None
+
+
+def goal_by_task(metrics: Metrics, goal: Goal) -> dict[str, float]:
+    """Find a goal's figure of each task; {} where a run has none, as a classifier's."""
+    last = f"/{goal.metric.removeprefix(VALIDATION)}"
+    return {
+        name.removeprefix(VALIDATION).removesuffix(last): value
+        for name, value in metrics.items()
+        if name.startswith(VALIDATION) and name.endswith(last) and name != goal.metric
+    }
+
+
+def by_class(metrics: Metrics, figure: Figure) -> dict[str, float]:
+    """Find one of OF_CLASSES of each class, in the order of names."""
+    found = {name.removeprefix(figure.name): value for name, value in metrics.items() if name.startswith(figure.name)}
+    return dict(sorted(found.items()))
