@@ -64,8 +64,13 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
+def images(count: int, one: str, many: str) -> str:
+    """Write "1 image is" or "2 images are"."""
+    return f"{count} image {one}" if count == 1 else f"{count} images {many}"
+
+
 def _files(source: LabelledFiles) -> Said:
-    images = {name: image for name, image in images_by_name(source.images).items() if image.format != TOGETHER}
+    there = {name: image for name, image in images_by_name(source.images).items() if image.format != TOGETHER}
     columns, rows = read_rows(source.labels, "labels", '{"image": …, "label": …}')
     called = {column: source.columns.get(column, column) for column in ("image", "label", "split", "patient", "group")}
     file = source.labels.name
@@ -82,7 +87,7 @@ def _files(source: LabelledFiles) -> Said:
     unnamed, unlabelled, absent = 0, 0, []
     for row in rows:
         cells = {column: _cell(row, name) for column, name in called.items()}
-        image = images.get(cells["image"])
+        image = there.get(cells["image"])
         if not cells["image"]:
             unnamed += 1
         elif image is None:
@@ -106,8 +111,9 @@ def _files(source: LabelledFiles) -> Said:
     if unlabelled:
         problems.append(f"{file}: {_rows(unlabelled)} no label; expected one in the column {called['label']}")
     if absent:
+        name = "names" if len(absent) == 1 else "name"
         problems.append(
-            f"{file}: {len(absent)} of {len(rows)} rows name no image in the folder {source.images.name}, or one of "
+            f"{file}: of {len(rows)} rows {len(absent)} {name} no image in the folder {source.images.name}, or one of "
             f"several of that name ({named(absent)}); expected a path within it"
         )
     return Said(tuple(entries), tuple(problems))
@@ -129,9 +135,9 @@ def _folders(source: LabelledFolders) -> Said:
             name = image.id if side is None else f"{side}/{image.id}"
             entries.append(Entry(name, image.paths[0], word, patient, group, side))
         if beside:
+            where = "beside the folders of the classes"
             problems.append(
-                f"{folder.name}: {len(beside)} images lie beside the folders of the classes ({named(beside)}); "
-                "expected each in one"
+                f"{folder.name}: {images(len(beside), 'lies', 'lie')} {where} ({named(beside)}); expected each in one"
             )
         words = {entry.word for entry in entries if entry.split == side}
         bare = sorted(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent_trainer.labelled.rows import Entry, Said, named, read_source
+from agent_trainer.labelled.rows import Entry, Said, images, named, read_source
 from agent_trainer.labelled.settings import LabelledFiles, LabelledSource, Needles, read_labelled
 from agent_trainer.labelled.splitting import divide
 from agent_trainer.tables import unit_hash
@@ -92,7 +92,9 @@ def load_labelled(
                 sides[side].append(Example(entry.name, entry.path, classes.index(name), patient, entry.group))
     problems += _strangers(strange, classes)
     if ungrouped:
-        problems.append(f"{ungrouped} images say no group and are left out, as the run takes only {', '.join(groups)}")
+        problems.append(
+            f"{images(ungrouped, 'says', 'say')} no group; left out, as the run takes only {', '.join(groups)}"
+        )
     kept, more = _once(sides)
     problems += more
     examples = [example for side in kept.values() for example in side]
@@ -130,9 +132,11 @@ def _side(source: LabelledSource, entry: Entry) -> str | None:
 def _strangers(strange: Mapping[str, int], classes: Sequence[str]) -> Iterator[str]:
     often = sorted(strange.items(), key=lambda item: (-item[1], item[0]))
     for word, count in often[:WORDS]:
-        yield f"{_images(count)} of {word!r}, which is none of the run's classes ({', '.join(classes)}); left out"
+        shown = images(count, "is", "are")
+        yield f"{shown} of {word!r}, which is none of the run's classes ({', '.join(classes)}); left out"
     if rest := often[WORDS:]:
-        yield f"{_images(sum(n for _, n in rest))} of {len(rest)} other words, none of the run's classes; left out"
+        shown = images(sum(count for _, count in rest), "is", "are")
+        yield f"{shown} of {len(rest)} other words, none of the run's classes; left out"
 
 
 def _once(sides: Mapping[str, Sequence[Example]]) -> tuple[dict[str, list[Example]], list[str]]:
@@ -156,9 +160,11 @@ def _once(sides: Mapping[str, Sequence[Example]]) -> tuple[dict[str, list[Exampl
             kept[name].append(example)
     problems = []
     if several := sorted(path.name for path, found in labels.items() if len(found) > 1):
-        problems.append(f"{_images(len(several))} of two classes at once ({named(several)}); expected one, left out")
+        problems.append(
+            f"{images(len(several), 'is', 'are')} of two classes at once ({named(several)}); expected one, left out"
+        )
     if again:
-        problems.append(f"{len(again)} images are named more than once ({named(again)}); each is taken once")
+        problems.append(f"{images(len(again), 'is', 'are')} named more than once ({named(again)}); taken once")
     return kept, problems
 
 
@@ -206,7 +212,3 @@ def _few(train: Sequence[Example], shots: int) -> tuple[Example, ...]:
             taken[example.label] += 1
             kept.add(example.path)
     return tuple(example for example in train if example.path in kept)
-
-
-def _images(count: int) -> str:
-    return f"{count} {'image is' if count == 1 else 'images are'}"

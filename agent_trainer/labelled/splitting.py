@@ -43,10 +43,10 @@ def divide(sides: Mapping[str, Sequence[T]], share: float) -> tuple[list[T], lis
     problems = []
     if both:
         problems.append(
-            f"{len(both)} patients are on both sides of the split that the sources give; their images validate only"
+            f"patients on both sides of the split that the sources give: {len(both)}; their images validate only"
         )
     if bare:
-        problems.append(f"{bare} classes of this site could not be put on both sides of the split by patient")
+        problems.append(f"classes that could not be put on both sides of the split by patient: {bare}")
     if share > 0 and len(learns) == 1:
         problems.append("all images of this site are of one patient; none is left to validate on")
     train = [example for side in ("train", "free") for example in sides[side] if learns[example.patient]]

@@ -57,7 +57,7 @@ def test_figures_of_sites_merge_into_the_measures_of_all_their_examples(given_: 
         assert merged[f"validation/{name}"] == pytest.approx(value, abs=1e-12), name
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(answers(least=1))
 def test_the_measures_are_those_of_scikit_learn(given_: Answers) -> None:
     probabilities, labels = given_
@@ -123,16 +123,16 @@ def test_nobody_who_validated_gives_no_figures() -> None:
     assert merge_validation([{}, {"validation/mean_mm": 3.0}]) == {}
 
 
-@pytest.mark.parametrize("classes", [2, 5, 8, 14, 25])
+@pytest.mark.parametrize("classes", [2, 8, 14, 25])
 def test_the_figures_of_many_classes_fit_into_a_message_and_still_merge(classes: int) -> None:
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.full(classes, 0.3), 30_000)
-    labels = rng.integers(0, classes, 30_000)
-    labels[:20_000] = probabilities[:20_000].argmax(axis=1)
+    probabilities = rng.dirichlet(np.full(classes, 0.3), 10_000)
+    labels = rng.integers(0, classes, 10_000)
+    labels[:7_000] = probabilities[:7_000].argmax(axis=1)
     sent = [figures(count(p, y), [f"c{k}" for k in range(classes)]) for p, y in ((probabilities, labels),) * 2]
     assert all(len(site) <= 900 for site in sent)
     merged = merge_validation(sent)
-    assert merged["validation/n"] == 60_000
+    assert merged["validation/n"] == 20_000
     exact = np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in range(classes)])
     assert abs(merged["validation/auc"] - exact) <= merged["validation/auc_error"]
     assert merged["validation/balanced_accuracy"] == pytest.approx(sent[0]["validation/balanced_accuracy"])
