@@ -27,6 +27,15 @@ def aiding(logits: Tensor) -> Tensor:
     return logits > 0
 
 
+def left_over(kept: Tensor) -> Tensor:
+    """Return a mask in which an image that would be erased altogether stays whole: bool[b, 1, h, w].
+
+    Algorithm 1 would give a black image its label. There is nothing to learn in it, and a batch of them has a variance
+    of 0, whose gradient overflows behind the batch norms of a DenseNet.
+    """
+    return kept | ~kept.flatten(1).any(1)[:, None, None, None]
+
+
 def binary_cross_entropy(logits: Tensor, actions: Tensor) -> Tensor:
     """Return how far probabilities are from actions.
 
@@ -113,7 +122,7 @@ def masked_step(x: Tensor, y: Tensor, kept: Tensor, classifier: Network, loss: L
 
     kept  bool[b, 1, h, w]
     """
-    masked = loss(classifier(x * kept), y)
+    masked = loss(classifier(x * left_over(kept)), y)
     descend(masked)
     return float(masked.detach())
 

@@ -245,7 +245,7 @@ class Learner:
             x = self.scaled(pixels)
             answers = torch.softmax(classifier(x), 1)
             if self.config.mask_at_inference if masked is None else masked:
-                kept = apga.aiding(self.networks[MASKER].eval()(x))
+                kept = apga.left_over(apga.aiding(self.networks[MASKER].eval()(x)))
                 answers = (answers + torch.softmax(classifier(x * kept), 1)) / 2
             found: npt.NDArray[np.float32] = answers.cpu().numpy()
         return found

@@ -50,6 +50,7 @@ class GradCamMasks:
         # One class at a time: given a class for each image, MONAI adds up the scores of every image for all of them.
         for number in predicted.unique().tolist():
             of_class = predicted == number
-            maps[of_class] = self._cam(x[of_class], class_idx=number).to(maps.dtype).detach()
+            seen = x[of_class].requires_grad_()  # torch warns of hooks behind which nothing needs a gradient
+            maps[of_class] = self._cam(seen, class_idx=number).to(maps.dtype).detach()
         low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
         return (maps - low > HALF * (high - low)) | (high == low)
