@@ -78,6 +78,7 @@ def test_the_secret_and_the_trainers_settings_are_for_the_owner_alone(site):
     assert told == {
         "runs": ["sella-*"],
         "scenes": [{"kind": "generated"}],
+        "labelled": [],
         "device": "auto",
         "threads": 1,
         "folder": str(folder / "site"),
