@@ -76,24 +76,26 @@ class ApgaPractice:
     labelled  the site's examples; images that cannot be read are left out, with a problem each
     seed      of order, draws and first weights
     folder    for the learner's state after each round, so that a restart goes on
+    images, labels, held_out, held_out_labels
+              uint8[n, channels, side, side] and int64[n]: to learn from, and set aside
     Raises ImageError when no image to learn from can be read.
     """
 
     def __init__(self, labelled: Labelled, config: ApgaConfig, seed: int, device: str, folder: Path) -> None:
         self.config, self._folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._images, train, broken = read_all(labelled.train, config.side, config.channels)
-        self._held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
+        self.images, train, broken = read_all(labelled.train, config.side, config.channels)
+        self.held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
         if not train:
             raise ImageError(
                 f"none of the {len(labelled.train)} images to learn from can be read; expected at least one"
             )
-        self._labels = np.array([example.label for example in train], np.int64)
-        self._answers = np.array([example.label for example in validation], np.int64)
+        self.labels = np.array([example.label for example in train], np.int64)
+        self.held_out_labels = np.array([example.label for example in validation], np.int64)
         self._problems = [*labelled.problems, *broken, *more]
         self._rng = np.random.default_rng(seed)
         self._queue: deque[int] = deque()  # places of the images that come next
-        weigh = class_weights(self._labels, len(config.classes)) if config.balance == "weights" else None
+        weigh = class_weights(self.labels, len(config.classes)) if config.balance == "weights" else None
         self.learner = Learner(config, seed=seed, device=device, class_weights=weigh)
         self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
         self._sums = Sums()
@@ -103,7 +105,7 @@ class ApgaPractice:
     @property
     def examples(self) -> int:
         """Images learned from."""
-        return len(self._labels)
+        return len(self.labels)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -126,7 +128,7 @@ class ApgaPractice:
         self._sums = sums = Sums()
         for made in range(1, updates + 1):
             chosen = self._chosen(self.config.batch)
-            step = self.learner.step(self._images[chosen], self._labels[chosen], self._rng)
+            step = self.learner.step(self.images[chosen], self.labels[chosen], self._rng)
             sums.add(step, len(chosen))
             if step.kept is not None:
                 self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
@@ -138,7 +140,7 @@ class ApgaPractice:
         """Revive masks that collapsed, before anybody gets these weights."""
         if np.mean(self._window) >= 0.5:
             self._collapses += 1
-            self.learner.revive(self._images[chosen])
+            self.learner.revive(self.images[chosen])
             what = "zero, nothing counting as important" if kept < 0.5 else "one, everything counting as important"
             done = self.learner.updates
             self._problems.append(
@@ -149,15 +151,15 @@ class ApgaPractice:
 
     def _chosen(self, many: int) -> npt.NDArray[np.int64]:
         if len(self._queue) < many:
-            enough = max(many, len(self._labels))
-            self._queue.extend(order(self._labels, self._rng, enough, self.config.balance).tolist())
+            enough = max(many, len(self.labels))
+            self._queue.extend(order(self.labels, self._rng, enough, self.config.balance).tolist())
         return np.array([self._queue.popleft() for _ in range(many)], np.int64)
 
     def validate(self) -> dict[str, float]:
         """Classify the images set aside; {} without any."""
-        if not len(self._answers):
+        if not len(self.held_out_labels):
             return {}
-        return figures(count(self.answers(self._held_out), self._answers), self.config.classes)
+        return figures(count(self.answers(self.held_out), self.held_out_labels), self.config.classes)
 
     def answers(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return each class's probability: float32[n, K] of uint8[n, channels, side, side]."""
@@ -167,7 +169,7 @@ class ApgaPractice:
 
     def figures(self) -> dict[str, float]:
         """Describe the phase, the masks and the classes that the site learns from."""
-        counts = np.bincount(self._labels, minlength=len(self.config.classes))
+        counts = np.bincount(self.labels, minlength=len(self.config.classes))
         told = {f"images/{name}": float(n) for name, n in zip(self.config.classes, counts, strict=True)}
         told |= {"pretrained": float(self.learner.pretraining.over)}
         if self.config.masks:
@@ -188,7 +190,7 @@ class ApgaPractice:
         except (OSError, CairnError):
             return  # a new run, or a state of another one: begin anew
         queue = tensors[QUEUE].tolist()
-        self._queue = deque(place for place in queue if place < len(self._labels))  # images may have gone since
+        self._queue = deque(place for place in queue if place < len(self.labels))  # images may have gone since
         self._rng.bit_generator.state = state["rng"]
         self._window, self._collapses = state["window"], state["collapses"]
 

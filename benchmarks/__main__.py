@@ -19,6 +19,7 @@ MODULES = {
     "replay": "benchmarks.replay",
     "dqn": "benchmarks.dqn",
     "rounds": "benchmarks.rounds",
+    "apga": "benchmarks.apga",
 }
 
 

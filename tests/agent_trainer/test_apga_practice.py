@@ -64,11 +64,11 @@ def test_the_updates_make_masks_that_hurt_more_probable(tmp_path: Path) -> None:
     practice = site(tmp_path, tiny(lambda_zeros=0.0, learning_rate=1e-4, pretrain_updates=20), BOTH)
     train(practice, 20)
     learner = practice.learner
-    pixels = practice._images[:6]
+    pixels = practice.images[:6]
     before = learner.mask(pixels).astype(np.float64)
     erased = before > 0.5
     learner.baseline = -10.0  # so that this mask hurts more than was usual
-    learner.step(pixels, practice._labels[:6], np.random.default_rng(0))
+    learner.step(pixels, practice.labels[:6], np.random.default_rng(0))
     after = learner.mask(pixels).astype(np.float64)
 
     def log_probability(p: Any) -> float:
@@ -108,7 +108,7 @@ def test_a_masker_that_says_the_same_of_all_pixels_begins_anew(tmp_path: Path) -
 def test_masks_that_divide_the_image_are_left_alone(tmp_path: Path) -> None:
     practice = site(tmp_path, tiny(pretrain_updates=0, learning_rate=1e-4), BOTH)
     weights = practice.weights()
-    kept = float((practice.learner.mask(practice._images) > 0.5).mean())
+    kept = float((practice.learner.mask(practice.images) > 0.5).mean())
     assert 0.05 < kept < 0.95
     train(practice, 3)
     assert practice.figures()["masks/collapses"] == 0
@@ -182,7 +182,7 @@ def test_statistics_of_batch_norm_travel_and_a_variance_below_zero_becomes_zero(
     practice.load(weights)
     assert not practice.weights()["classifier.features.1.running_var"].any()
     assert practice.weights()["classifier.features.1.num_batches_tracked"] == 0
-    assert np.isfinite(practice.answers(practice._held_out)).all()
+    assert np.isfinite(practice.answers(practice.held_out)).all()
 
 
 def test_fedprox_holds_both_networks_to_the_round_s_weights(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_class_weights_count_the_rare_class_as_much_as_the_common_one(tmp_path: 
 def test_masks_at_inference_are_averaged_with_the_image_as_it_is(tmp_path: Path) -> None:
     practice = site(tmp_path, tiny(), BOTH)
     train(practice, 6)
-    pixels = practice._held_out
+    pixels = practice.held_out
     kept = practice.learner.mask(pixels) > 0.5
     x = practice.learner.scaled(pixels)
     classifier = practice.learner.networks["classifier"].eval()
@@ -289,7 +289,7 @@ def test_three_classes_are_learned(tmp_path: Path) -> None:
     config = tiny(classes=("a", "b", "c"), small_norm="group")
     practice = site(tmp_path, config, [0, 1] * 4 + [1, 0], held_out=2)
     train(practice, 6)
-    assert practice.answers(practice._held_out).shape == (2, 3)
+    assert practice.answers(practice.held_out).shape == (2, 3)
 
 
 def test_the_seam_begins_a_few_shot_run_of_one_group_at_a_site(tmp_path: Path) -> None:
