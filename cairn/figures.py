@@ -1,9 +1,9 @@
 """The figures of a run as people see them, the same for researchers, operators and sites: names, headings, values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
-from cairn.run import AlgorithmName, Goal
+from cairn.run import GOALS, AlgorithmName, Goal
 
 Metrics = Mapping[str, float]
 
@@ -32,37 +32,37 @@ class Figure(NamedTuple):
 
 # What a classifier's validation tells beside its goal, over all classes and of each.
 OVERALL: Final = (
-    Figure("validation/accuracy", "Accuracy", share=True),
+    Figure("validation/accuracy", "accuracy", share=True),
     Figure("validation/auc", "AUC", share=True),
-    Figure("validation/ece", "Calibration error", share=True),
+    Figure("validation/ece", "calibration error", share=True),
 )
 OF_CLASSES: Final = (
-    Figure("validation/sensitivity/", "Sensitivity", share=True),
-    Figure("validation/specificity/", "Specificity", share=True),
+    Figure("validation/sensitivity/", "sensitivity", share=True),
+    Figure("validation/specificity/", "specificity", share=True),
 )
-_LOSS: Final = Figure("loss", "Loss")
-_RIGHT: Final = Figure("accuracy", "Accuracy on images learned from", share=True)
+_LOSS: Final = Figure("loss", "loss")
+_RIGHT: Final = Figure("accuracy", "accuracy on images learned from", share=True)
 # What training tells, by algorithm, in the order in which it is drawn.
 TRAINING: Final[dict[AlgorithmName, tuple[Figure, ...]]] = {
     "dqn": (
         _LOSS,
-        Figure("reward", "Reward a step", "mm"),
-        Figure("replay/unique_share", "Replay: unique transitions", share=True),
-        Figure("replay/effective", "Replay: effective sample size", "transitions"),
-        Figure("replay/fill", "Replay: table fill", share=True),
+        Figure("reward", "reward a step", "mm"),
+        Figure("replay/unique_share", "replay: unique transitions", share=True),
+        Figure("replay/effective", "replay: effective sample size", "transitions"),
+        Figure("replay/fill", "replay: table fill", share=True),
     ),
     "apga": (
         _LOSS,
         _RIGHT,
-        Figure("masked_loss", "Loss on masked images"),
-        Figure("reward", "Reward of the masks"),
-        Figure("masks/kept", "Share of pixels that the masks keep", share=True),
+        Figure("masked_loss", "loss on masked images"),
+        Figure("reward", "reward of the masks"),
+        Figure("masks/kept", "share of pixels that the masks keep", share=True),
     ),
     "attention": (
         _LOSS,
         _RIGHT,
-        Figure("reward", "Reward of a patch"),
-        Figure("entropy", "Entropy of the attention"),
+        Figure("reward", "reward of a patch"),
+        Figure("entropy", "entropy of the attention"),
     ),
 }
 
@@ -75,6 +75,25 @@ def told(metrics: Metrics) -> dict[str, float]:
 def _is_count(name: str) -> bool:
     # counts/class/NAME, counts/confusion/0/1 …; a task that is called counts has shorter ones.
     return name.startswith(COUNTS) and name.count("/") > 2
+
+
+def algorithm_of(names: Collection[str]) -> AlgorithmName:
+    """Tell what a site trains by what it tells of: a classifier of its accuracy, and attention of its entropy."""
+    if "entropy" in names:
+        return "attention"
+    return "apga" if "accuracy" in names or GOALS["apga"].metric in names else "dqn"
+
+
+def in_words(metrics: Metrics) -> list[str]:
+    """Say a site's validation: its goal's figure, of each task if there are several, and a classifier's measures."""
+    goal = GOALS[algorithm_of(metrics)]
+    said = [f"{task} {goal.said(value)}" for task, value in sorted(goal_by_task(metrics, goal).items())]
+    if not said and (value := goal_of(metrics, goal)) is not None:
+        said = [f"{goal.words} {goal.said(value)}"]
+    said += [f"{figure.words} {metrics[figure.name]:.3g}" for figure in OVERALL if figure.name in metrics]
+    for figure in OF_CLASSES:
+        said += [f"{figure.words} of {name} {value:.3g}" for name, value in by_class(metrics, figure).items()]
+    return said
 
 
 def goal_of(metrics: Metrics, goal: Goal) -> float | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cairn import invitation
 from cairn.errors import BadToken, ConfigError
+from cairn.figures import in_words
 from cairn.stopping import told_to_stop
 from edge_node.settings import load_settings
 
@@ -124,15 +125,11 @@ def _training_words(training: "edge_pb2.TrainingStatus") -> str:
         return training.sentence
     doing = f"{'trains' if training.busy else 'has trained'} round {training.round} of {training.run}"
     figures = [f"{name} {training.metrics[name]:.4g}" for name in sorted(training.metrics) if name in SHOWN]
-    figures += [
-        f"{name.split('/')[1]} {value:.1f} mm"
-        for name, value in sorted(training.metrics.items())
-        if name.startswith("validation/") and name.endswith("/mean_mm")
-    ]
+    figures += in_words(training.metrics)
     return "; ".join([training.sentence, ", ".join([doing, *figures])])
 
 
-SHOWN = {"loss", "reward"}
+SHOWN = {"loss", "reward", "accuracy"}
 
 
 @app.command()

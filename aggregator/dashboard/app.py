@@ -108,6 +108,7 @@ class Pages:
             "bytes": words.bytes_,
             "count": words.count,
             "plain": words.plain,
+            "sentence": words.sentence,
             "short": words.short,
             "tone": views.tone,
             "utc": words.utc,

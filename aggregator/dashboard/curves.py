@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aggregator.dashboard.plots import Json
-from aggregator.dashboard.runs import ERROR, error_mm, site_colours
+from aggregator.dashboard.runs import goal_named, site_colours
+from aggregator.dashboard.words import sentence
 from aggregator.tables import RunRound
+from cairn.figures import OF_CLASSES, OVERALL, TRAINING, Figure, by_class, goal_by_task, goal_of
 from cairn.palette import cluster_colour
+from cairn.run import Goal
 
 Metrics = Mapping[str, float]
 Read = Callable[[Metrics], float | None]
-TASKS_IN_LEGEND: Final = 6
+LINES_IN_LEGEND: Final = 6
+SECONDS: Final = Figure("seconds", "Time a round", "s")
 
 
 @dataclass(frozen=True)
@@ -30,29 +34,23 @@ class Curve:
     share: bool = False
 
 
-def _named(name: str) -> Read:
-    return lambda metrics: metrics.get(name)
-
-
-CURVES: Final = (
-    Curve("error", "Error on validation images", "mm", error_mm),
-    Curve("loss", "Loss", "", _named("loss")),
-    Curve("reward", "Reward a step", "mm", _named("reward")),
-    Curve("unique", "Replay: unique transitions", "share", _named("replay/unique_share"), share=True),
-    Curve("effective", "Replay: effective sample size", "transitions", _named("replay/effective")),
-    Curve("fill", "Replay: table fill", "share", _named("replay/fill"), share=True),
-    Curve("seconds", "Time a round", "s", _named("seconds")),
-)
-
-
-def curves(rounds: Sequence[RunRound]) -> list[Json]:
+def curves(algorithm: str, rounds: Sequence[RunRound]) -> list[Json]:
     """Draw every number that the rounds have; each figure has id, title, data and layout."""
     colours = site_colours({site["site"] for row in rounds for site in row.sites})
-    found = [made for made in (_figure(curve, rounds, colours) for curve in CURVES) if made["data"]]
-    tasks = _by_task(rounds)
-    if len(tasks["data"]) > 1:
-        found.insert(1, tasks)
-    return found
+    goal = goal_named(algorithm)
+    words, share = sentence(goal.words), not goal.unit
+    first = Curve("goal", f"{words} on validation images", goal.unit, lambda metrics: goal_of(metrics, goal), share)
+    drawn = [_figure(first, rounds, colours), _tasks(rounds, goal, words)]
+    drawn += [_classes(rounds, figure) for figure in OF_CLASSES]
+    told = next((figures for name, figures in TRAINING.items() if name == algorithm), ())
+    drawn += [_figure(_curve(figure), rounds, colours) for figure in (*OVERALL, *told, SECONDS)]
+    return [figure for figure in drawn if figure["data"]]
+
+
+def _curve(figure: Figure) -> Curve:
+    name = figure.name
+    unit = "share" if figure.share else figure.unit
+    return Curve(name.replace("/", "-"), sentence(figure.words), unit, lambda metrics: metrics.get(name), figure.share)
 
 
 def _figure(curve: Curve, rounds: Sequence[RunRound], colours: Mapping[str, str]) -> Json:
@@ -77,21 +75,33 @@ def _figure(curve: Curve, rounds: Sequence[RunRound], colours: Mapping[str, str]
 
 
 def _of_all(curve: Curve, row: RunRound) -> float | None:
-    return row.seconds if curve.id == "seconds" else curve.read(row.metrics)
+    return row.seconds if curve.id == SECONDS.name else curve.read(row.metrics)
 
 
-def _by_task(rounds: Sequence[RunRound]) -> Json:
+def _tasks(rounds: Sequence[RunRound], goal: Goal, words: str) -> Json:
+    """Draw the goal's figure of each task, where there are several."""
+    made = _several(rounds, lambda metrics: goal_by_task(metrics, goal), goal.unit, share=not goal.unit)
+    return {"id": "tasks", "title": f"{words} by task, all sites", **made}
+
+
+def _classes(rounds: Sequence[RunRound], figure: Figure) -> Json:
+    """Draw a figure of each class."""
+    made = _several(rounds, lambda metrics: by_class(metrics, figure), "share", share=True)
+    return {"id": figure.words, "title": f"{sentence(figure.words)} by class, all sites", **made}
+
+
+def _several(
+    rounds: Sequence[RunRound], read: Callable[[Metrics], Mapping[str, float]], unit: str, *, share: bool
+) -> Json:
     found: dict[str, dict[int, float]] = {}
     for row in rounds:
-        for name, value in row.metrics.items():
-            if name.startswith("validation/") and name.endswith("/mean_mm") and name != ERROR:
-                task = name.removeprefix("validation/").removesuffix("/mean_mm")
-                found.setdefault(task, {})[row.round] = value
-    data = [_line(task, found[task], "mm", cluster_colour(n)) for n, task in enumerate(sorted(found))]
-    layout = _layout("mm", share=False)
-    if len(data) <= TASKS_IN_LEGEND:
+        for name, value in read(row.metrics).items():
+            found.setdefault(name, {})[row.round] = value
+    data = [_line(name, found[name], unit, cluster_colour(n)) for n, name in enumerate(sorted(found))]
+    layout = _layout(unit, share=share)
+    if len(data) <= LINES_IN_LEGEND:
         layout |= {"showlegend": True, "legend": {"orientation": "h", "x": 0, "y": -0.25}}
-    return {"id": "tasks", "title": "Error by task, all sites", "data": data, "layout": layout}
+    return {"data": data if len(data) > 1 else [], "layout": layout}
 
 
 def _line(name: str, points: Mapping[int, float], unit: str, colour: str) -> Json:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from aggregator.dashboard import curves, runs
 from aggregator.dashboard.guard import PLOTS_POLICY
 from aggregator.database import reading
+from cairn.figures import OVERALL
 
 Page = Callable[..., Response]
 Training = Callable[[], Mapping[str, bool] | None]
@@ -42,12 +43,13 @@ class RunPages:
             if run is None:
                 raise HTTPException(404, f"There is no run {name[:80]}.")
             rounds = runs.rounds(session, name)
-            sites = runs.sites(session, name)
+            sites = runs.sites(session, name, run.goal)
             answer = self._page(
                 request,
                 "run.html",
                 run=run,
                 sites=sites,
+                overall=OVERALL,
                 lines=runs.lines(session, name),
                 version=runs.version(rounds),
                 remaining=runs.remaining(run, [row.seconds for row in rounds[-RECENT:]]),
@@ -60,9 +62,10 @@ class RunPages:
         """Answer with a run's curves as JSON; the address carries their version, so they may be kept."""
         name = request.path_params["name"]
         with reading(self._engine) as session:
-            if runs.run(session, name) is None:
+            run = runs.run(session, name)
+            if run is None:
                 raise HTTPException(404, "There is no such run.")
-            made = curves.curves(runs.rounds(session, name))
+            made = curves.curves(run.algorithm, runs.rounds(session, name))
         headers = {"cache-control": "private, max-age=86400"} if request.query_params.get("v") else {}
         body = json.dumps(made, separators=(",", ":"), allow_nan=False)
         return Response(body, media_type="application/json", headers=headers)

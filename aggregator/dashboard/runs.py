@@ -13,19 +13,25 @@ from sqlalchemy.orm import Session
 
 from aggregator.dashboard.views import Notice, tone
 from aggregator.tables import Run, RunLog, RunRound
+from cairn.figures import OF_CLASSES, OVERALL, by_class, goal_of
 from cairn.palette import cluster_colour
+from cairn.run import GOALS, Goal
 
 POINTS: Final = 500  # of a curve; of a longer run every so many-th round is drawn
 STRIP: Final = 40  # rounds in a site's row of squares
 LINES: Final = 200
 TAIL: Final = 20  # rounds in which the newest of each number is looked for: a round is validated after the next began
-ERROR: Final = "validation/mean_mm"
 AT_WORK: Final = ("queued", "running", "stopping")
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run in a list: how far it is and how well."""
+    """A run in a list: how far it is and how well.
+
+    value     of the goal's figure in the last validation
+    measures  what else a classifier's validation tells, by its words
+    classes   each class with its sensitivity and specificity
+    """
 
     name: str
     state: str
@@ -39,7 +45,10 @@ class RunView:
     message: str
     spec: dict[str, Any]
     loss: float | None
-    error_mm: float | None
+    goal: Goal
+    value: float | None
+    measures: tuple[tuple[str, float], ...] = ()
+    classes: tuple[tuple[str, float | None, float | None], ...] = ()
 
     @property
     def tone(self) -> str:
@@ -56,7 +65,9 @@ class RunView:
 class SiteView:
     """A site in a run: its last round, all its rounds' states, and what it has exchanged.
 
-    strip  state of the site in each of the last rounds, "" where it was not there
+    strip     state of the site in each of the last rounds, "" where it was not there
+    value     of the goal's figure on its own validation images
+    measures  what else a classifier's validation tells, in the order of OVERALL
     """
 
     name: str
@@ -67,7 +78,8 @@ class SiteView:
     strip: tuple[tuple[int, str], ...]
     examples: float | None
     loss: float | None
-    error_mm: float | None
+    value: float | None
+    measures: tuple[float | None, ...]
     seconds: float | None
     bytes: int
 
@@ -124,7 +136,7 @@ def version(shown: Sequence[RunRound]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def sites(session: Session, name: str) -> list[SiteView]:
+def sites(session: Session, name: str, goal: Goal) -> list[SiteView]:
     """Read how a run's sites do, by name."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     exchanged: dict[str, int] = {}
@@ -148,7 +160,8 @@ def sites(session: Session, name: str) -> list[SiteView]:
             strip=tuple((number, rows[number]["state"] if number in rows else "") for number in numbers),
             examples=_known(rows, "examples"),
             loss=_known(rows, "loss"),
-            error_mm=error_mm(_latest(rows)),
+            value=goal_of(newest := _latest(rows), goal),
+            measures=tuple(newest.get(figure.name) for figure in OVERALL),
             seconds=_known(rows, "seconds"),
             bytes=exchanged[site],
         )
@@ -162,24 +175,14 @@ def lines(session: Session, name: str) -> list[LineView]:
     return [LineView(row.line, row.at, row.text) for row in session.scalars(query)]
 
 
+def goal_named(algorithm: str) -> Goal:
+    """Return an algorithm's goal; that of the DQN for a run of another version's."""
+    return next((goal for name, goal in GOALS.items() if name == algorithm), GOALS["dqn"])
+
+
 def site_colours(names: Mapping[str, Any] | set[str]) -> dict[str, str]:
     """Give each site of a run its colour, by the order of names."""
     return {name: cluster_colour(number) for number, name in enumerate(sorted(names))}
-
-
-def error_mm(metrics: Mapping[str, float]) -> float | None:
-    """Return the mean radial error over all validation images in mm, None where nothing was validated.
-
-    Σ n·mean / Σ n      over tasks
-    """
-    if ERROR in metrics:
-        return metrics[ERROR]
-    images = total = 0.0
-    for name, value in metrics.items():
-        if name.startswith("validation/") and name.endswith("/mean_mm"):
-            n = metrics.get(name.removesuffix("mean_mm") + "n", 0.0)
-            images, total = images + n, total + n * value
-    return total / images if images else None
 
 
 def remaining(shown: RunView, recent: Sequence[float]) -> timedelta | None:
@@ -206,6 +209,9 @@ def notices(all_runs: Sequence[RunView], training: Mapping[str, bool] | None) ->
 
 
 def _run(row: Run, metrics: Mapping[str, float]) -> RunView:
+    goal = goal_named(str(row.spec["algorithm"]))
+    sensitivity, specificity = (by_class(metrics, figure) for figure in OF_CLASSES)
+    names = sorted({*sensitivity, *specificity})
     return RunView(
         name=row.name,
         state=row.state,
@@ -219,7 +225,10 @@ def _run(row: Run, metrics: Mapping[str, float]) -> RunView:
         message=row.message,
         spec=row.spec,
         loss=metrics.get("loss"),
-        error_mm=error_mm(metrics),
+        goal=goal,
+        value=goal_of(metrics, goal),
+        measures=tuple((figure.words, metrics[figure.name]) for figure in OVERALL if figure.name in metrics),
+        classes=tuple((name, sensitivity.get(name), specificity.get(name)) for name in names),
     )
 
 

@@ -57,6 +57,11 @@ def figure(number: float | None) -> str:
     return f"{number:.0f}" if "e+" in text else text
 
 
+def sentence(text: str) -> str:
+    """Begin words with a capital, and leave the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def short(text: object) -> str:
     """Cut what looks like a digest, or is long, to what a person compares."""
     words = str(text)

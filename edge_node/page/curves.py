@@ -1,18 +1,14 @@
 """Curves of a run's rounds, as points of small drawings that need no script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cairn.figures import OF_CLASSES, OVERALL, TRAINING, VALIDATION, algorithm_of, by_class, goal_by_task
+from cairn.run import GOALS
 from edge_node.status import RoundNote
 
 WIDTH, HEIGHT = 240.0, 72.0  # of the drawing; it is stretched to its place
-TITLES = {
-    "loss": "Loss",
-    "reward": "Reward a step, mm",
-    "replay/unique_share": "Unique share of the replay",
-    "replay/effective": "Effective sample size",
-}
-ERROR_MM = "Error on this site's validation images, mm"
+HERE = "on this site's validation images"
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,28 @@ class Curve:
 
 
 def curves(rounds: Sequence[RoundNote]) -> list[Curve]:
-    """Draw what the rounds have figures of: the error in mm by task, loss, reward and the replay's figures."""
+    """Draw what the rounds have figures of: the validation, a line for each task or class, and then the training."""
     names = {name for note in rounds for name in note.metrics}
-    errors = sorted(name for name in names if name.startswith("validation/") and name.endswith("/mean_mm"))
-    drawn = [_curve(ERROR_MM, {name.split("/")[1]: _values(rounds, name) for name in errors})] if errors else []
-    drawn += [_curve(title, {"": _values(rounds, name)}) for name, title in TITLES.items() if name in names]
+    algorithm = algorithm_of(names)
+    goal = GOALS[algorithm]
+    tasks = sorted({task for note in rounds for task in goal_by_task(note.metrics, goal)})
+    last = goal.metric.removeprefix(VALIDATION)
+    title = f"{goal.words} {HERE}{f', {goal.unit}' if goal.unit else ''}"
+    drawn = _several(rounds, title, {task: f"{VALIDATION}{task}/{last}" for task in tasks})
+    drawn += _several(rounds, title, {"": goal.metric} if goal.metric in names else {})
+    for figure in OF_CLASSES:
+        classes = sorted({name for note in rounds for name in by_class(note.metrics, figure)})
+        drawn += _several(rounds, f"{figure.words} by class, {HERE}", {name: figure.name + name for name in classes})
+    drawn += [
+        _curve(figure.heading, {"": _values(rounds, figure.name)})
+        for figure in (*OVERALL, *TRAINING[algorithm])
+        if figure.name in names
+    ]
     return drawn
+
+
+def _several(rounds: Sequence[RoundNote], title: str, lines: Mapping[str, str]) -> list[Curve]:
+    return [_curve(title, {name: _values(rounds, metric) for name, metric in lines.items()})] if lines else []
 
 
 def _values(rounds: Sequence[RoundNote], name: str) -> list[tuple[int, float]]:
@@ -63,5 +75,10 @@ def _curve(title: str, lines: dict[str, list[tuple[int, float]]]) -> Curve:
         )
 
     return Curve(
-        title, tuple(Line(name, points(line), line[-1][1]) for name, line in lines.items()), low, high, first, last
+        f"{title[:1].upper()}{title[1:]}",
+        tuple(Line(name, points(line), line[-1][1]) for name, line in lines.items()),
+        low,
+        high,
+        first,
+        last,
     )

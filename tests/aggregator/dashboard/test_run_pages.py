@@ -56,18 +56,51 @@ def test_a_run_shows_its_state_its_sites_and_its_log(operator: httpx.Client) -> 
 
 def test_the_curves_hold_each_site_and_all_sites_round_by_round(operator: httpx.Client) -> None:
     found = figures(operator)
-    assert list(found) == ["error", "tasks", "loss", "reward", "unique", "effective", "fill", "seconds"]
+    assert list(found) == [
+        "goal", "tasks", "loss", "reward", "replay-unique_share", "replay-effective", "replay-fill", "seconds"
+    ]  # fmt: skip
     loss = {trace["name"]: trace for trace in found["loss"]["data"]}
     assert list(loss) == ["bern-insel", "goettingen", "leiden-lumc", "all sites"]
     assert loss["all sites"]["x"] == list(range(1, 26))
     assert 3 not in loss["leiden-lumc"]["x"], "a round in which a site was late is a gap"
     assert loss["bern-insel"]["y"][0] == 2.0
     assert "color" not in loss["all sites"]["line"]
-    error = {trace["name"]: trace for trace in found["error"]["data"]}
+    error = {trace["name"]: trace for trace in found["goal"]["data"]}
     assert error["bern-insel"]["y"][0] == 6.0, "(10·9 + 30·5) / 40"
     assert [trace["name"] for trace in found["tasks"]["data"]] == ["nasion", "sella"]
-    assert found["unique"]["layout"]["yaxis"]["tickformat"] == ".0%"
+    assert found["replay-unique_share"]["layout"]["yaxis"]["tickformat"] == ".0%"
     assert found["seconds"]["data"][-1]["y"][0] == 104.5
+
+
+def test_a_classifiers_run_shows_its_goal_its_measures_and_its_classes(
+    filled: Any, samples: Any, operator: httpx.Client
+) -> None:
+    of_all = {"loss": 0.5, "validation/balanced_accuracy": 0.625, "validation/accuracy": 0.75, "validation/auc": 0.875}
+    of_all |= {"validation/ece": 0.125, "validation/sensitivity/ill": 0.5, "validation/sensitivity/well": 0.8125}
+    of_site = {**of_all, "validation/balanced_accuracy": 0.3125, "examples": 40.0}
+    site = {"site": "trondheim", "state": "trained", "reason": "", "metrics": of_site, "bytes": 1}
+    with writing(filled.engine) as session:
+        run = samples.add_run(session, "chest", "done", 0)
+        run.spec = {**run.spec, "algorithm": "apga", "settings": {"classes": ["ill", "well"]}}
+        run.round = 1
+        row = RunRound(run="chest", round=1, ended_at=filled.clock(), seconds=3.0, metrics=of_all, sites=[site])
+        session.add(row)
+    assert "balanced accuracy 0.625" in operator.get("/runs").text
+    page = operator.get("/runs/chest").text
+    for said in ("Balanced accuracy", "0.625", "0.312", "AUC", "0.875", "Calibration error", "Sensitivity", "0.812"):
+        assert said in page
+    assert " mm" not in page
+    found = figures(operator, "chest")
+    assert list(found) == [
+        "goal",
+        "sensitivity",
+        "validation-accuracy",
+        "validation-auc",
+        "validation-ece",
+        "loss",
+    ]
+    assert found["goal"]["title"] == "Balanced accuracy on validation images"
+    assert [trace["name"] for trace in found["sensitivity"]["data"]] == ["ill", "well"]
 
 
 def test_a_run_without_rounds_has_no_curves_and_says_that_it_waits(operator: httpx.Client) -> None:
@@ -117,21 +150,15 @@ def test_a_long_run_is_drawn_with_so_many_points_and_its_last_round(filled: Any)
 def test_one_site_is_drawn_once(filled: Any) -> None:
     site = {"site": "north", "state": "trained", "reason": "", "metrics": {"loss": 1.0}, "bytes": 1}
     row = RunRound(run="x", round=1, ended_at=filled.clock(), seconds=3.0, metrics={"loss": 1.0}, sites=[site])
-    (loss,) = [figure for figure in curves.curves([row]) if figure["id"] == "loss"]
+    (loss,) = [figure for figure in curves.curves("dqn", [row]) if figure["id"] == "loss"]
     assert [trace["name"] for trace in loss["data"]] == ["north"]
 
 
 def test_markup_in_the_name_of_a_task_is_no_markup_in_a_plot(filled: Any) -> None:
     metrics = {"validation/<a href='http://x'>click</a>/mean_mm": 1.0, "validation/sella/mean_mm": 2.0}
     row = RunRound(run="x", round=1, ended_at=filled.clock(), seconds=3.0, metrics=metrics, sites=[])
-    (tasks,) = [figure for figure in curves.curves([row]) if figure["id"] == "tasks"]
+    (tasks,) = [figure for figure in curves.curves("dqn", [row]) if figure["id"] == "tasks"]
     assert [trace["name"] for trace in tasks["data"]] == ["‹a href='http://x'>click‹/a>", "sella"]
-
-
-def test_errors_over_tasks_are_weighted_by_images() -> None:
-    assert runs.error_mm({"validation/a/mean_mm": 1.0, "validation/a/n": 3.0, "validation/b/mean_mm": 5.0}) == 1.0
-    assert runs.error_mm({"loss": 1.0}) is None
-    assert runs.error_mm({"validation/mean_mm": 2.0, "validation/a/mean_mm": 9.0, "validation/a/n": 1.0}) == 2.0
 
 
 def test_the_overview_shows_runs_and_what_a_person_should_look_at(operator: httpx.Client) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_node.page.curves import ERROR_MM, curves
+from edge_node.page.curves import curves
 from edge_node.status import Board, RoundNote
 from edge_node.training.messages import RoundTold
 from edge_node.training.rounds import Rounds
@@ -77,9 +77,24 @@ def test_a_curve_goes_from_the_first_round_to_the_last_between_the_lowest_and_th
 def test_the_errors_of_all_tasks_share_one_drawing_and_one_round_is_a_level_line():
     metrics = {"validation/sella/mean_mm": 2.0, "validation/nasion/mean_mm": 2.0, "validation/sella/n": 7.0}
     [curve] = curves([RoundNote("r", 3, metrics=metrics)])
-    assert curve.title == ERROR_MM
+    assert curve.title == "Error on this site's validation images, mm"
     assert [line.name for line in curve.lines] == ["nasion", "sella"]
     assert {line.points for line in curve.lines} == {"0.0,3.0 240.0,3.0"}
+
+
+def test_a_classifiers_rounds_are_drawn_by_its_goal_its_measures_and_a_line_for_each_class():
+    metrics = {"loss": 0.5, "accuracy": 0.75, "validation/balanced_accuracy": 0.7, "validation/auc": 0.8}
+    metrics |= {"validation/sensitivity/ill": 0.6, "validation/sensitivity/well": 0.8, "validation/n": 9.0}
+    found = curves([RoundNote("r", 3, metrics=metrics)])
+    here = "on this site's validation images"
+    assert [curve.title for curve in found] == [
+        f"Balanced accuracy {here}",
+        f"Sensitivity by class, {here}",
+        "AUC",
+        "Loss",
+        "Accuracy on images learned from",
+    ]
+    assert [(line.name, line.last) for line in found[1].lines] == [("ill", 0.6), ("well", 0.8)]
 
 
 def test_nothing_is_drawn_before_the_first_round():
