@@ -1,4 +1,4 @@
-"""The page: what runs, what left, what needs a person, the label images, and searches to watch.
+"""The page: what runs, what left, what needs a person, the label images, searches to watch, answers explained.
 
 It changes nothing at the site and loads nothing from elsewhere.
 """
@@ -27,6 +27,7 @@ from cairn import __version__
 from cairn.errors import ConfigError
 from edge_node.page.content import departures, figure_words, label_pictures, size_words, stage_words, time_words
 from edge_node.page.curves import curves
+from edge_node.page.explain import explain_routes
 from edge_node.page.search import search_routes
 from edge_node.status import Snapshot
 from edge_node.training.trainer import Trainer
@@ -46,7 +47,7 @@ class Site:
     """What the page tells about.
 
     outbox   number of sealed tallies that wait to be sent
-    trainer  answers for the page where searches are watched; None at a site that does not train
+    trainer  answers for the pages of searches and explanations; None at a site that does not train
     """
 
     name: str
@@ -101,15 +102,19 @@ def make_app(site: Site) -> Starlette:
                 return FileResponse(site.labels / found.path, headers=HEADERS)
         raise HTTPException(404)
 
-    def search_page() -> str:
-        return templates.get_template("search.html").render(site=site, version=__version__)
+    def page_of(name: str) -> Callable[[], str]:
+        return lambda: templates.get_template(name).render(site=site, version=__version__)
+
+    def trainer_routes(trainer: Trainer) -> list[Route]:
+        searching = search_routes(trainer, page_of("search.html"), HEADERS)
+        return searching + explain_routes(trainer, page_of("explain.html"), HEADERS)
 
     return Starlette(
         routes=[
             Route("/", page),
             Route("/live", live),
             Route("/picture/{path:path}", picture),
-            *(search_routes(site.trainer, search_page, HEADERS) if site.trainer else ()),
+            *(trainer_routes(site.trainer) if site.trainer else ()),
             Mount("/static", StaticFiles(packages=[("edge_node.page", "static")])),
         ],
         # A page elsewhere could point its own name at 127.0.0.1 and read this one through the visitor's browser.

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Id = Annotated[str, Field(max_length=64)]
+Word = Annotated[str, Field(max_length=1000)]
+Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Point = Annotated[tuple[Number, ...], Field(min_length=2, max_length=3)]  # x, y (, z) in pixels of the image
 Points = Annotated[tuple[Point, ...], Field(min_length=1, max_length=100_000)]
@@ -96,6 +98,110 @@ class Search(_Message):
     error_mm: Number | None = None
 
 
+class ClassifierNote(_Message):
+    """Weights that can say what an image shows, and why."""
+
+    run: Name
+    round: int = Field(ge=0)
+    algorithm: Name
+    classes: tuple[Word, ...]
+
+
+class LabelledNote(_Message):
+    """An image that is labelled at this site.
+
+    image    the trainer's own name for it; name: what people at the site call it
+    learned  whether the model has learned from it
+    """
+
+    image: Name
+    name: Name
+    label: Word
+    group: Word = ""
+    learned: bool = False
+
+
+class Classifiers(_Message):
+    """The models that classify, the newest first, and images for one of them.
+
+    run     whose classes the images are of; None without a model
+    images  those that were asked for, not all if there are many; total: how many there are
+    """
+
+    event: Literal["labelled"]
+    id: Id
+    models: tuple[ClassifierNote, ...]
+    run: Name | None = None
+    images: tuple[LabelledNote, ...] = ()
+    total: int = Field(0, ge=0)
+
+
+class PanelNote(_Message):
+    """One view of an image.
+
+    png    base64
+    words  what is seen there
+    scale  name of what the colours say, which go from low to high
+    """
+
+    title: Word
+    words: Word
+    png: str
+    scale: Word = ""
+    low: Number = 0.0
+    high: Number = 1.0
+
+
+class PatchNote(_Message):
+    """A place that the model looked at.
+
+    x, y    of its first pixel
+    times   that it was drawn; weight: in the answer; votes: one a class
+    png     base64, not larger than a thumbnail
+    """
+
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    times: int = Field(ge=1)
+    weight: Number
+    votes: tuple[Number, ...]
+    png: str
+
+
+class PartNote(_Message):
+    """What the model says of a part of the image."""
+
+    name: Word
+    probabilities: tuple[Number, ...]
+
+
+class Explained(_Message):
+    """What an image shows in a model's opinion, and what the opinion rests on.
+
+    label           what the image is known to show; colours: of the classes in the pictures
+    probabilities   one a class, as colours and votes
+    patches         the weightiest first, not all if there are many; places: how many there are
+    side            of a patch, in pixels; 0 if the model looks at none
+    remarks         sentences for people
+    """
+
+    event: Literal["explained"]
+    id: Id
+    run: Name
+    round: int = Field(ge=0)
+    name: Name
+    label: Word | None = None
+    classes: tuple[Word, ...]
+    colours: tuple[Colour, ...]
+    probabilities: tuple[Number, ...]
+    panels: tuple[PanelNote, ...]
+    patches: tuple[PatchNote, ...] = ()
+    places: int = Field(0, ge=0)
+    side: int = Field(0, ge=0)
+    parts: tuple[PartNote, ...] = ()
+    remarks: tuple[Word, ...] = ()
+
+
 class Refused(_Message):
     """What was asked for cannot be done."""
 
@@ -149,7 +255,7 @@ class Update(_Message):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-Answer: TypeAlias = Pong | Scenes | Picture | Search | Refused
+Answer: TypeAlias = Pong | Scenes | Picture | Search | Classifiers | Explained | Refused
 News: TypeAlias = Ready | ReplayThere | RoundTold | Trouble | Update
 _LINE: TypeAdapter[Answer | News] = TypeAdapter(Annotated[Answer | News, Field(discriminator="event")])
 

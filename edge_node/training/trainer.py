@@ -17,6 +17,8 @@ from edge_node.audit import AuditLog, Departure
 from edge_node.status import Board, Log, Problem
 from edge_node.training.conversation import Conversation
 from edge_node.training.messages import (
+    Classifiers,
+    Explained,
     News,
     Picture,
     Ready,
@@ -33,6 +35,7 @@ from edge_node.training.surroundings import for_log
 LINE_BYTES = 32 << 20  # an image for the page comes on one line
 ANSWER_S = 60.0  # the first question loads all images
 SEARCH_S = 60.0
+EXPLAIN_S = 180.0  # networks are built for the first, and a slide without smaller copies is read as a whole
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,14 @@ class Trainer:
     def search(self, run: str | None, task: str, image: str, start: tuple[float, ...]) -> Search:
         """Let the agent search from a start, in pixels x, y (, z). Raises CairnError."""
         return self._conversation.ask(Search, "search", SEARCH_S, run=run, task=task, image=image, start=start)
+
+    def classifiers(self, run: str | None, part: str) -> Classifiers:
+        """List the models that classify, and a run's images with this part in their names. Raises CairnError."""
+        return self._conversation.ask(Classifiers, "labelled", ANSWER_S, run=run, part=part)
+
+    def explain(self, run: str, image: str) -> Explained:
+        """Let a model say what a listed image shows, and why. Raises CairnError."""
+        return self._conversation.ask(Explained, "explain", EXPLAIN_S, run=run, image=image)
 
     def _begin(self) -> Command:
         assert self._command is not None  # given to `start`

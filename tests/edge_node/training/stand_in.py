@@ -5,6 +5,7 @@
 good      answers, ends with its standard input       dies      ends with code 3 after half a second
 nonsense  says what is no message, then is good       hangs     says nothing, heeds neither its input nor SIGTERM
 breaks    ends when it is asked for a search          refuses   says that it cannot do what is asked
+bare      is good, but has no model that classifies
 """
 
 import base64
@@ -83,8 +84,56 @@ def answer(mode, asked, at):
             q=[10 - d / 10 for d in distances], end=end, landmark=[*LANDMARK, *positions[0][2:]] if known else None,
             distance_mm=distances if known else None, error_mm=distances[end] if known else None,
         )  # fmt: skip
+    elif do == "labelled":
+        if mode == "bare":
+            say("labelled", id=number, models=[])
+        else:
+            labelled(number, asked["run"], asked["part"])
+    elif do == "explain":
+        explain(number, asked["run"], asked["image"])
     elif do in ("send", "keep"):
         (at / do).write_text(json.dumps(asked), encoding="utf-8")
+
+
+IMAGES = {"s1": ("smear <01>.png", "granular"), "s2": ("smear 02.png", "round"), "s3": ("tiny.png", "round")}
+CLASSES = ["granular", "round"]
+
+
+def labelled(number, run, part):
+    models = [
+        {"run": "cells-2", "round": 4, "algorithm": "attention", "classes": CLASSES},
+        {"run": "lungs-1", "round": 9, "algorithm": "apga", "classes": ["clear", "opaque"]},
+    ]
+    images = [
+        {"image": image, "name": name, "label": label, "group": "", "learned": image == "s2"}
+        for image, (name, label) in IMAGES.items()
+        if part in name
+    ]
+    say("labelled", id=number, models=models, run=run or "cells-2", images=images, total=len(images))
+
+
+def explain(number, run, image):
+    if image == "s3" or image not in IMAGES:
+        say("refused", id=number, sentence="tiny.png: found 9 × 9 pixels; expected at least a patch, 50 × 50")
+        return
+    name, label = IMAGES[image]
+    said = {
+        "run": run, "round": 4, "name": name, "label": label, "colours": ["#d55e00", "#56b4e9"],
+        "probabilities": [0.9, 0.1], "remarks": ["4.71% of the pixels were read"],
+    }  # fmt: skip
+    said["panels"] = [
+        {"title": "What it looked at", "words": "The patches.", "png": png(0)},
+        {"title": "Attention", "words": "How likely.", "png": png(40), "low": 0, "high": 12.25, "scale": "times"},
+    ]
+    if run == "cells-2":
+        patches = [
+            {"x": 30 * n, "y": 40, "times": 1 + n % 2, "weight": 0.1 / (n + 1), "votes": [0.8, -0.6], "png": png(5 * n)}
+            for n in range(12)
+        ]
+        say("explained", id=number, classes=CLASSES, patches=patches, places=14, side=50, **said)
+    else:
+        parts = [{"name": "what the mask keeps", "probabilities": [0.95, 0.05]}]
+        say("explained", id=number, classes=["clear", "opaque"], parts=parts, **said)
 
 
 def main(mode, flags):
