@@ -4,7 +4,7 @@ P = σ(z) is a pixel's probability of being important, z the masker's logit; doc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -198,3 +198,27 @@ def converged(losses: list[float], patience: int, gain: float) -> bool:
     """Tell whether the last `patience` losses are all no lower, by a share of `gain`, than the lowest before them."""
     before, last = losses[:-patience], losses[-patience:]
     return bool(before) and min(last) > min(before) * (1 - gain)
+
+
+@dataclass
+class Pretraining:
+    """How far line 2 of algorithm 1 is.
+
+    losses  the mean of each full window
+    sums    of the window that is not full: loss, updates
+    over    nothing is pre-trained any more
+    """
+
+    losses: list[float] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    over: bool = False
+
+    def add(self, loss: float, window: int, patience: int, gain: float, limit: int) -> None:
+        """Count an update; ends it when the windows' losses have converged, or after `limit` updates."""
+        self.sums = [self.sums[0] + loss, self.sums[1] + 1]
+        if self.sums[1] == window:
+            self.losses.append(self.sums[0] / self.sums[1])
+            self.sums = [0.0, 0.0]
+        done = len(self.losses) * window + self.sums[1]
+        ended = converged(self.losses, patience, gain)
+        self.over = done >= limit or ended

@@ -2,8 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,12 @@ from agent_trainer import apga
 from agent_trainer.algorithms import Weights
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_networks import CLASSIFIER, MASKER, grad_cam_layer, networks
+from agent_trainer.apga_weights import as_weights, put_weights
 from agent_trainer.masks import GradCamMasks, cutout
 from cairn.errors import Diverged, TrainingError
 from cairn.files import write_atomically
 
 FLAT = 1e-6  # logits that differ less over a batch say nothing any more
-
-
-@dataclass
-class Pretraining:
-    """How far line 2 of algorithm 1 is.
-
-    losses  the mean of each full window
-    sums    of the window that is not full: loss, updates
-    over    nothing is pre-trained any more
-    """
-
-    losses: list[float] = field(default_factory=list)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    over: bool = False
-
-    def add(self, loss: float, config: ApgaConfig) -> None:
-        """Count an update; may end it."""
-        self.sums = [self.sums[0] + loss, self.sums[1] + 1]
-        if self.sums[1] == config.pretrain_window:
-            self.losses.append(self.sums[0] / self.sums[1])
-            self.sums = [0.0, 0.0]
-        done = len(self.losses) * config.pretrain_window + self.sums[1]
-        ended = apga.converged(self.losses, config.pretrain_patience, config.pretrain_gain)
-        self.over = done >= config.pretrain_updates or ended
 
 
 class Learner:
@@ -68,7 +44,7 @@ class Learner:
     ) -> None:
         self.config, self.updates, self.restarts = config, 0, 0
         self.baseline: float | None = None
-        self.pretraining = Pretraining(over=config.pretrain_updates == 0)
+        self.pretraining = apga.Pretraining(over=config.pretrain_updates == 0)
         self._seed, self._device = seed, torch.device(device)
         self._weigh = None if class_weights is None else torch.tensor(class_weights, device=self._device)
         self.networks = networks(config, seed).to(self._device)
@@ -118,7 +94,10 @@ class Learner:
         self.updates += 1
         self.baseline = made.baseline if made.baseline is not None else self.baseline
         if not self.pretraining.over:
-            self.pretraining.add(made.original, self.config)
+            c = self.config
+            self.pretraining.add(
+                made.original, c.pretrain_window, c.pretrain_patience, c.pretrain_gain, c.pretrain_updates
+            )
             if self.pretraining.over:
                 self._freeze()
         return made
@@ -252,37 +231,18 @@ class Learner:
 
     def weights(self) -> Weights:
         """Copy both networks' weights and statistics by name, as float32."""
-        return dict(as_weights(self.networks))
+        return as_weights(self.networks)
 
     def load(self, weights: Mapping[str, npt.NDArray[np.float32]], proximal_mu: float = 0.0) -> None:
         """Take a round's weights; Adam's moments stay.
 
-        A strategy with momentum may leave a variance or a count below 0: those become 0.
-
         proximal_mu  over 0 holds all updates until the next load to these weights (FedProx)
         Raises TrainingError for weights of another shape, Diverged for those that are not finite.
         """
-        self._check(weights)
-        for name, tensor in self.networks.state_dict().items():
-            array = torch.tensor(weights[name])
-            if name.endswith(("running_var", "num_batches_tracked")):
-                array = array.clamp(min=0)
-            tensor.copy_(array if tensor.is_floating_point() else array.round())
+        put_weights(self.networks, weights, self.architecture)
         self._mu = proximal_mu
         taken = {name: [p.detach().clone() for p in some] for name, some in self._parameters.items()}
         self._anchor = taken if proximal_mu else {}
-
-    def _check(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        found = {name: array.shape for name, array in weights.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in self.networks.state_dict().items()}
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise TrainingError(
-                    f"the weights are not of these networks ({self.architecture}): {name} is "
-                    f"{found.get(name, 'not there')}, {expected.get(name, 'none')} was expected"
-                )
-        if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
-            raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
 
     @property
     def architecture(self) -> str:
@@ -342,7 +302,7 @@ class Learner:
         for i, tensor in enumerate(self._live()):
             tensor.copy_(tensors[f"live.{i}"])
         self.updates, self.restarts, self.baseline = state["updates"], state["restarts"], state["baseline"]
-        self.pretraining, self._mu = Pretraining(**state["pretraining"]), state["mu"]
+        self.pretraining, self._mu = apga.Pretraining(**state["pretraining"]), state["mu"]
         self._anchor = {
             name: [tensors[f"anchor.{name}.{i}"] for i in range(len(some))]
             for name, some in self._parameters.items()
@@ -355,9 +315,3 @@ class Learner:
                 {name: tensors[f"pretrained.{name}"] for name in self._pretrained.state_dict()}
             )
         return tensors, state["caller"]
-
-
-def as_weights(held: nn.Module) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Yield copies of a module's weights and statistics by name, as float32."""
-    for name, tensor in held.state_dict().items():
-        yield name, tensor.detach().to(torch.float32).cpu().numpy().copy()

@@ -13,8 +13,9 @@ import torch
 from agent_trainer import apga
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.apga_config import ApgaConfig, read_config
-from agent_trainer.apga_learner import Learner, as_weights
+from agent_trainer.apga_learner import Learner
 from agent_trainer.apga_networks import load_pretrained, networks
+from agent_trainer.apga_weights import as_weights
 from agent_trainer.classification import count, figures, merge_validation
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.reading import read_all
@@ -199,7 +200,7 @@ def first_weights(config: ApgaConfig, seed: int) -> Weights:
     """Return what a run begins with: pretrained where the config names local files. Raises ConfigError."""
     built = networks(config, seed)
     load_pretrained(built, config)
-    return dict(as_weights(built))
+    return as_weights(built)
 
 
 def begin(config: ApgaConfig, place: Place) -> ApgaPractice:
