@@ -254,14 +254,29 @@ def read_space(text: str) -> Space:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the search space is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        message = first["msg"].removeprefix("Value error, ")
-        hint = ""
-        if first["type"] == "extra_forbidden":
-            known = Parameter.model_fields if place.count(".") > 1 else Space.model_fields
-            hint = f"; known are {', '.join(field.alias or name for name, field in known.items())}"
-        raise ConfigError(f"the search space: {place + ': ' if place else ''}{message}{hint}") from error
+        raise ConfigError(f"the search space: {first_wrong(error, Space)}") from error
+
+
+def first_wrong(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say the first thing that is wrong, and for an unknown key what is known in its place."""
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"] if part != "[key]"]
+    message = first["msg"].removeprefix("Value error, ")
+    hint = ""
+    if first["type"] == "extra_forbidden":
+        holder = Parameter if "parameters" in loc[:-1] else _inner(model, loc[:-1])
+        known = ", ".join(field.alias or name for name, field in holder.model_fields.items())
+        hint = f"; known are {known}"
+    return f"{'.'.join(loc)}: {message}{hint}" if loc else f"{message}{hint}"
+
+
+def _inner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    for name in path:
+        inner = model.model_fields[name].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        model = inner
+    return model
 
 
 def run_toml(space: Space, strategy: Mapping[str, Any]) -> str:

@@ -1,0 +1,119 @@
+"""What a researcher decides about a search, and the proposers that it may have."""
+
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, Protocol, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agent_trainer.strategy_space import Space, Units, first_wrong
+from cairn.errors import ConfigError
+
+Update: TypeAlias = Literal["printed", "reinforce", "ppo"]
+Method: TypeAlias = Literal["ppo", "reinforce", "printed", "discrete", "continuous", "random", "tpe"]
+
+
+class Proposer(Protocol):
+    """What chooses the next strategy: with the same seed, the same after the same calls in the same order."""
+
+    def propose(self, job: int) -> Units | None:
+        """Return a job's strategy; None when nothing can be tried before another result, and then nothing changes."""
+
+    def learn(self, job: int, reward: float) -> None:
+        """Take a job's reward, a finite number; larger is better."""
+
+    def drop(self, job: int) -> None:
+        """Take note that a job will have no reward."""
+
+
+class ControllerConfig(BaseModel):
+    """What the controller is and how it learns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    hidden: int = Field(32, ge=1, le=1024)  # of the recurrent layer; the paper gives no number
+    rate: float | None = Field(None, gt=0)  # of RMSprop; None: 0.1 for eq. 1 (paper 2, §3.2), 0.01 for PPO
+    decay: float = Field(0.9, ge=0, lt=1)  # of RMSprop's squares; TensorFlow's own
+    # Standard deviation of the logits of what is proposed round the output; falls linearly over so many jobs. Not in
+    # the paper, which proposes the output itself.
+    exploration: float = Field(1.0, gt=0)
+    exploration_end: float = Field(0.3, gt=0)
+    exploration_jobs: int = Field(100, ge=1)
+    baseline_decay: float = Field(0.9, ge=0, lt=1)  # of "reinforce"; no baseline in the paper
+    # PPO
+    clip: float = Field(0.2, gt=0, lt=1)  # Schulman et al. 2017
+    epochs: int = Field(4, ge=1)  # over the window, at each result
+    window: int = Field(16, ge=2)  # latest results that it learns from
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.exploration_end > self.exploration:
+            raise ValueError(f"exploration falls from {self.exploration} to {self.exploration_end}; it must not rise")
+        return self
+
+    def rate_of(self, update: Update) -> float:
+        """Return RMSprop's rate."""
+        return self.rate if self.rate is not None else 0.01 if update == "ppo" else 0.1
+
+    def spread(self, job: int) -> float:
+        """Return the exploration's standard deviation at a job, in logits."""
+        share = min(1.0, job / self.exploration_jobs)
+        return self.exploration + share * (self.exploration_end - self.exploration)
+
+
+class SearchSpec(BaseModel):
+    """A search as asked for.
+
+    method     "ppo", "reinforce" (eq. 1 with a density to explore by) and "printed" (eq. 1 as it stands) are the
+               controller; the others what it is measured against
+    jobs       strategies tried; MAX_EPOCH of algorithm 1
+    in_flight  n of algorithm 1
+    deadline   of a job, from its start; then it is issued again
+    attempts   at a job that nobody answers
+    failed_as  reward by which the method learns of a training that failed or gave no number; None: it does not learn
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    space: Space
+    method: Method = "ppo"
+    jobs: int = Field(100, ge=1, le=100_000)  # 100 from scratch, 400 for fine-tuning in paper 2, §4
+    in_flight: int = Field(4, ge=1, le=1024)  # 32 and 50 GPUs there
+    deadline: timedelta = Field(timedelta(hours=6), gt=timedelta(0))
+    attempts: int = Field(3, ge=1)
+    failed_as: float | None = None
+    seed: int = Field(0, ge=0, lt=2**32)
+    controller: ControllerConfig = Field(default_factory=ControllerConfig)
+
+
+def read_search(path: Path) -> SearchSpec:
+    """Read a search from its TOML file; the space is its table [space]. Raises ConfigError."""
+    try:
+        return SearchSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a search's TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path.name}: {first_wrong(error, SearchSpec)}") from error
+
+
+def proposer(spec: SearchSpec) -> Proposer:
+    """Make the method's proposer; every one begins with the routine strategy. torch and Optuna only when called for."""
+    start = spec.space.units(spec.space.routine())
+    match spec.method:
+        case "printed" | "reinforce" | "ppo":
+            from agent_trainer.strategy_search import Controller  # noqa: PLC0415
+
+            return Controller(spec.controller, spec.method, start, spec.in_flight - 1, spec.seed)
+        case "tpe":
+            from agent_trainer.strategy_optuna import Tpe  # noqa: PLC0415
+
+            return Tpe(start, spec.seed)
+        case other:
+            from agent_trainer import strategy_rivals as rivals  # noqa: PLC0415
+
+            if other == "random":
+                return rivals.Random(start, spec.seed)
+            return rivals.DiscreteHillClimbing(start) if other == "discrete" else rivals.ContinuousHillClimbing(start)
