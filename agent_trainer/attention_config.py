@@ -9,7 +9,7 @@ from cairn.errors import ConfigError
 
 
 class AttentionConfig(BaseModel):
-    """What the attention and the classifier are and how they learn; the same at all sites, part of the run's settings."""
+    """What looks where and how it learns; the same at all sites, part of the run's settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +50,7 @@ class AttentionConfig(BaseModel):
     baseline: Literal["batch", "image", "moving"] = "batch"  # over what rewards are averaged
     baseline_decay: float = Field(0.9, ge=0, lt=1)  # of the moving one
     standardise: bool = True  # also divide by the rewards' standard deviation
+    deviation_floor: float = Field(0.0, ge=0)  # added to that; ours, see docs/MATHS.md
     entropy: float = Field(0.01, ge=0)  # λ at the start …
     entropy_end: float | None = Field(None, ge=0)  # … and at the end; None: it stays
     entropy_updates: int = Field(1000, ge=1)  # over which it falls linearly

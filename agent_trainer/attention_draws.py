@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_networks import Networks
-from agent_trainer.attention_sampling import negative_entropy, with_prior
+from agent_trainer.attention_sampling import negative_entropy, open_prior, with_prior
 from agent_trainer.attention_views import View
 from agent_trainer.estimators import (
     gumbel_top_k,
@@ -63,10 +62,9 @@ def draw(networks: Networks, views: Sequence[View], replicas: int, generator: to
     logits = networks.attention.logits(features) / config.temperature
     if networks.policy is not None:
         return _one_after_another(networks, views, replicas, generator, features, logits, densities)
-    log_a = with_prior(logits, densities if config.prior == "initial" else None)
-    q = mixed(
-        log_a.detach().exp(), densities if config.prior == "mixed" else None, config.prior_share, config.explore
-    )
+    start, blend = _roles(densities, config)
+    log_a = with_prior(logits, start)
+    q = mixed(log_a.detach().exp(), blend, config.prior_share, config.explore)
     n = len(views)
     if config.sampling == "without":
         rows = q.log().repeat_interleave(replicas, 0)
@@ -79,7 +77,7 @@ def draw(networks: Networks, views: Sequence[View], replicas: int, generator: to
         cells,
         log_a.gather(1, cells.flatten(1)).view(cells.shape),
         q.gather(1, cells.flatten(1)).view(cells.shape),
-        negative_entropy(log_a),
+        negative_entropy(log_a, start),
         cut(views, cells, config.patch).to(device),
     )
 
@@ -93,28 +91,26 @@ def _one_after_another(
     logits: Tensor,
     densities: Tensor | None,
 ) -> Draws:
-    """Draw by q(p_k | p_1 … p_{k-1}, image). Here the mixture itself is the policy: a = q, and nothing is reweighted."""
+    """Draw by q(p_k | p_1 … p_{k-1}, image). The mixture itself is the policy: a = q."""
     config, policy, n = networks.config, networks.policy, len(views)
     assert policy is not None
     base, features = logits.repeat_interleave(replicas, 0), features.repeat_interleave(replicas, 0)
     if densities is not None:
         densities = densities.repeat_interleave(replicas, 0)
+    start, blend = _roles(densities, config)
     state: Tensor | None = None
     added: Tensor | float = 0.0
     drawn, log_a, entropies, patches = [], [], [], []
     maps = None
     for step in range(config.patches):
-        log_pi = with_prior(base + added, densities if config.prior == "initial" else None)
-        if config.prior == "mixed" or config.explore:
-            blend = mixed(
-                log_pi.exp(), densities if config.prior == "mixed" else None, config.prior_share, config.explore
-            )
-            log_pi = blend.log()
+        log_pi = with_prior(base + added, start)
+        if blend is not None or config.explore:
+            log_pi = mixed(log_pi.exp(), blend, config.prior_share, config.explore).log()
         maps = log_pi.detach().exp()[::replicas] if maps is None else maps
         cells = with_replacement(log_pi.detach().exp(), 1, generator)
         drawn.append(cells)
         log_a.append(log_pi.gather(1, cells))
-        entropies.append(negative_entropy(log_pi))
+        entropies.append(negative_entropy(log_pi, start))
         patches.append(cut(views, cells.view(n, replicas, 1), config.patch).to(generator.device))
         if step + 1 < config.patches:
             more, state = policy.step(features, cells[:, 0], _glance(networks, patches[-1]), state)
@@ -138,7 +134,7 @@ def highest(networks: Networks, view: View) -> Draws:
     device = next(networks.parameters()).device
     densities = _densities([view], config, device)
     logits = networks.attention(view.map_input()[None].to(device)) / config.temperature
-    log_a = with_prior(logits, densities if config.prior == "initial" else None)
+    log_a = with_prior(logits, _roles(densities, config)[0])
     top = log_a.topk(min(config.patches, log_a.shape[1]), dim=1)
     return Draws(
         log_a.exp(),
@@ -177,6 +173,8 @@ def _densities(views: Sequence[View], config: AttentionConfig, device: torch.dev
     return torch.stack([torch.full((cells,), 1 / cells) if prior is None else prior for prior in priors]).to(device)
 
 
-def softmax(expected: Tensor) -> Tensor:
-    """Return g of eq. (1): probabilities of the classes."""
-    return functional.softmax(expected, dim=-1)
+def _roles(densities: Tensor | None, config: AttentionConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Return the log of what the attention begins as, and what a share of the draws is by; at most one of them."""
+    if densities is None:
+        return None, None
+    return (open_prior(densities), None) if config.prior == "initial" else (None, densities)

@@ -115,7 +115,9 @@ class AttentionLearner:
         if self._mu:
             total = total + proximal(self._parameters, self._anchor, self._mu)
         gradients = torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
-        full = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters.values(), gradients, strict=True)]
+        full = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters.values(), gradients, strict=True)
+        ]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(full)))
         loss, grad_norm = float(total.detach()), float(norm)
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
@@ -145,7 +147,13 @@ class AttentionLearner:
         classification = classification_loss(expected, y, weigh)
         reward = rewards(votes, y)
         baseline = self._baseline if config.baseline == "moving" else None
-        gain = advantage(reward, baseline, per_image=config.baseline == "image", standardise=config.standardise)
+        gain = advantage(
+            reward,
+            baseline,
+            per_image=config.baseline == "image",
+            standardise=config.standardise,
+            floor=config.deviation_floor,
+        )
         if config.sampling == "conditional":
             gain = reward_to_go(gain)
         loss = classification
@@ -169,7 +177,8 @@ class AttentionLearner:
 
     def weights(self) -> Weights:
         """Return a copy of all weights by name, float32."""
-        return self.networks.weights()
+        weights: Weights = self.networks.weights()
+        return weights
 
     def save(self, path: Path) -> None:
         """Write the whole state to one file, atomically."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -35,9 +36,14 @@ class AttentionNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
         super().__init__()
         self.leak = config.leak
         sides = (config.channels, *(config.attention_filters,) * config.attention_layers)
-        self.convolutions = nn.ModuleList(_conv(i, o) for i, o in zip(sides, sides[1:], strict=False))
+        self.convolutions = nn.ModuleList(_conv(i, o) for i, o in pairwise(sides))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in sides[1:])
         self.last = _conv(sides[-1], 1)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator] # torch is not followed
+    def start_even(self) -> None:
+        """Make the last layer's weights small: before anything is learned, no place is better than another."""
+        self.last.weight.mul_(0.1)
 
     def features(self, low: Tensor) -> Tensor:
         """Return what is known of each cell, float[n, filters, h, w] of float[n, channels, h, w] in 0 … 1."""
@@ -62,7 +68,7 @@ class FeatureNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
         super().__init__()
         self.leak, self.pooling = config.leak, config.pooling
         sides = (config.channels, *(config.filters,) * config.layers)
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(sides, sides[1:], strict=False))
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sides))
         self.affine = nn.Linear(config.filters, len(config.classes))
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ class ConditionalPolicy(nn.Module):  # type: ignore[misc] # torch is not followe
 
 
 class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
-    """All that a run learns: attention, classifier and, in conditional sampling, the policy. Nothing global is seeded."""
+    """All that a run learns: attention, classifier and, in conditional sampling, the policy."""
 
     def __init__(self, config: AttentionConfig, seed: int = 0) -> None:
         super().__init__()
@@ -124,6 +130,11 @@ class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
             torch.manual_seed(seed)
             self.attention = AttentionNetwork(config)
             self.classifier = FeatureNetwork(config) if config.classifier == "paper" else monai_classifier(config)
+            for layer in self.modules() if config.classifier == "paper" else self.attention.modules():
+                if isinstance(layer, nn.Conv2d):  # He et al. 2015; with torch's own the votes stay alike for long
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
+            self.attention.start_even()
             self.policy = ConditionalPolicy(config) if config.sampling == "conditional" else None
         self.config = config
 
@@ -157,10 +168,8 @@ class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
         if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
             raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
         tensors = {name: torch.tensor(array).to(own[name].dtype) for name, array in weights.items()}
-        for name in tensors:
-            if name.endswith("running_var"):
-                tensors[name] = tensors[name].clamp(min=0)
-        self.load_state_dict(tensors)
+        variances = {name: t.clamp(min=0) for name, t in tensors.items() if name.endswith("running_var")}
+        self.load_state_dict(tensors | variances)
 
 
 def monai_classifier(config: AttentionConfig) -> nn.Module:
@@ -168,11 +177,11 @@ def monai_classifier(config: AttentionConfig) -> nn.Module:
 
     Raises ConfigError for a name that MONAI does not have, or a network that does not map a patch to the classes.
     """
-    import monai.networks.nets as nets  # noqa: PLC0415  which takes seconds
+    from monai.networks import nets  # noqa: PLC0415  which takes seconds
 
     name, classes = config.classifier, len(config.classes)
     if name.startswith("efficientnet-"):
-        build: Any = partial(nets.EfficientNetBN, name, pretrained=False)
+        build: Any = partial(nets.EfficientNetBN, name, pretrained=False)  # type: ignore[attr-defined]
     elif name.startswith("_") or not callable(build := getattr(nets, name, None)):
         raise ConfigError(f"MONAI has no network {name}; give one of its classifiers, such as {SUCH_AS}")
     error: Exception | None = None

@@ -3,6 +3,8 @@
 Images are n, sets of patches (replicas) of each R, patches of a set P, cells of the map m, classes K.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -34,11 +36,16 @@ def rewards(votes: Tensor, labels: Tensor) -> Tensor:
     return votes.detach().softmax(-1).gather(-1, y)[..., 0]
 
 
-def advantage(reward: Tensor, baseline: Tensor | float | None = None, *, per_image: bool, standardise: bool) -> Tensor:
+def advantage(
+    reward: Tensor, baseline: float | None = None, *, per_image: bool, standardise: bool, floor: float = 0.0
+) -> Tensor:
     """Return r - b, divided by the standard deviation if wanted; float[n, R, P].
+
+        (r - b) / (σ + floor)
 
     baseline   b; None takes the mean of the batch, or of each image
     per_image  whether mean and deviation are each image's own
+    floor      over 0 keeps rewards that hardly differ, of a classifier that knows nothing yet, from being made large
     """
     axes = (1, 2) if per_image else (0, 1, 2)
     b = reward.mean(axes, keepdim=True) if baseline is None else baseline
@@ -46,7 +53,7 @@ def advantage(reward: Tensor, baseline: Tensor | float | None = None, *, per_ima
     if not standardise:
         return centred
     deviation = centred.square().mean(axes, keepdim=True).sqrt()
-    return centred / (deviation + 1e-6)  # rewards that are all alike teach nothing, and divide nothing by 0
+    return centred / (deviation + max(floor, 1e-6))  # rewards that are all alike teach nothing, and divide nothing by 0
 
 
 def reinforce_loss(log_a: Tensor, gain: Tensor, weights: Tensor) -> Tensor:
@@ -66,20 +73,24 @@ def reward_to_go(gain: Tensor) -> Tensor:
     return gain.flip(-1).cumsum(-1).flip(-1)
 
 
-def negative_entropy(log_a: Tensor) -> Tensor:
+def negative_entropy(log_a: Tensor, log_prior: Tensor | None = None) -> Tensor:
     """Return mean_n Σ_p a(p)·log a(p), the 𝓗 of paper 4 §V, of log a float[n, m].
 
     It lies between -log m (all cells alike) and 0 (one cell). Added to the loss with λ > 0 it is made small, which
     spreads the attention.
+
+    log_prior  float[n, m]: then Σ a·log(a / prior) - log m, by which the attention spreads as the prior does
     """
-    return (log_a.exp() * log_a).sum(-1).mean()
+    if log_prior is None:
+        return (log_a.exp() * log_a).sum(-1).mean()
+    return (log_a.exp() * (log_a - log_prior)).sum(-1).mean() - math.log(log_a.shape[-1])
 
 
-def with_prior(logits: Tensor, density: Tensor | None) -> Tensor:
-    """Return log a, where attention begins as the density: a ∝ density·e^logits; float[n, m].
+def open_prior(density: Tensor) -> Tensor:
+    """Return the log of a density, float[n, m], with a thousandth of an even share in each cell: none is closed."""
+    return torch.log((density + 1e-3 / density.shape[-1]) / 1.001)
 
-    density  float[n, m], rows sum to 1; a thousandth of an even share is added to each cell, so that none is closed
-    """
-    if density is not None:
-        logits = logits + torch.log(density + 1e-3 / density.shape[-1])
-    return functional.log_softmax(logits, dim=-1)
+
+def with_prior(logits: Tensor, log_prior: Tensor | None) -> Tensor:
+    """Return log a, where attention begins as the prior: a ∝ prior·e^logits; float[n, m]."""
+    return functional.log_softmax(logits if log_prior is None else logits + log_prior, dim=-1)

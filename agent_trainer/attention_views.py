@@ -4,6 +4,7 @@ The change is of places and not of pixels, so that a slide is flipped and zoomed
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
-from agent_trainer.patches import Big
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class Readable(Protocol):
+    """An image that patches can be cut from, as `patches.Big`."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+
+    def patches(self, corners: npt.NDArray[np.int64], side: int) -> Pixels:
+        """Cut patches, uint8[P, channels, side, side]. Raises ImageError."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class View:
     density  float32[h, w], rows and columns of the map: the prior, sums to 1; or None
     """
 
-    image: Big
+    image: Readable
     low: Pixels
     density: npt.NDArray[np.float32] | None = None
     change: Change = Change()
@@ -87,7 +102,8 @@ class View:
         middles = 2 * (places + 0.5) / self.shape - 1
         size = np.array([self.image.height, self.image.width])
         pixels = (np.array(self.change.scale) * middles + self.change.shift + 1) / 2 * size
-        return np.clip(np.rint(pixels - source / 2), 0, size - source).astype(np.int64)
+        corners: npt.NDArray[np.int64] = np.clip(np.rint(pixels - source / 2), 0, size - source).astype(np.int64)
+        return corners
 
     def source_side(self, side: int) -> int:
         """Return how many of the image's pixels a side of a patch is made of."""
