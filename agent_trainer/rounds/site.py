@@ -57,11 +57,10 @@ class Site:
         self._talk = EdgeTalk(out)
         self._questions: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         scenes = read_sources(json.dumps(told.scenes), Path.cwd()) if told.scenes else ()
-        if told.labelled:
-            read_labelled(json.dumps(told.labelled), Path.cwd())  # to say at once what is wrong with them
+        labelled = read_labelled(json.dumps(told.labelled), Path.cwd()) if told.labelled else ()
         device = ("cuda" if torch.cuda.is_available() else "cpu") if told.device == "auto" else told.device
         models = Models(told.folder / "models")
-        self._page = SitePage(scenes, models)
+        self._page = SitePage(scenes, labelled, models)
         sources = {"scenes": told.scenes, "labelled": told.labelled}
         settings = SiteSettings(told.runs, sources, device, told.folder, spool)
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own

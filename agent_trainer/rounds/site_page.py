@@ -1,4 +1,7 @@
-"""What the site's page asks the trainer: which images and models there are, an image, a search from a point."""
+"""What the site's page asks the trainer: which images and models there are, an image, a search from a point.
+
+Questions of classifiers are `site_explain`'s.
+"""
 
 import base64
 import io
@@ -11,7 +14,9 @@ from PIL import Image
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Learner
 from agent_trainer.evaluation import Trace, trace
+from agent_trainer.labelled.settings import LabelledSource
 from agent_trainer.rounds.models import Model, ModelHead, Models
+from agent_trainer.rounds.site_explain import SiteExplain
 from agent_trainer.scenes.scene import Scene
 from agent_trainer.scenes.sources import Scenes, SceneSource, load_scenes, scene_of
 from cairn.errors import CairnError, TrainingError
@@ -22,8 +27,9 @@ SIDE = 1400  # pixels of a picture for the page; larger images are shown smaller
 class SitePage:
     """Answers the page; each answer is the fields of one line. Used from one thread."""
 
-    def __init__(self, sources: Sequence[SceneSource], models: Models) -> None:
+    def __init__(self, sources: Sequence[SceneSource], labelled: Sequence[LabelledSource], models: Models) -> None:
         self._sources, self._models = sources, models
+        self._explaining = SiteExplain(labelled, sources, models)
         self._scenes: tuple[str, Scenes] | None = None  # settings, and what was loaded with them
         self._agent: tuple[Model, Learner] | None = None
 
@@ -37,6 +43,10 @@ class SitePage:
             case "search":
                 start = [float(value) for value in question["start"]]
                 return self._search(question.get("run"), str(question["task"]), str(question["image"]), start)
+            case "labelled":
+                return self._explaining.choices(question.get("run"), str(question["part"]))
+            case "explain":
+                return self._explaining.explain(str(question["run"]), str(question["image"]))
             case other:
                 raise TrainingError(f"this trainer does not know what {other} is; install both sides of one version")
 
