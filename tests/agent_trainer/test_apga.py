@@ -107,6 +107,12 @@ def test_pre_training_has_converged_when_no_window_of_its_patience_is_lower() ->
     assert apga.converged([1.0, 0.5, 0.5, 0.499], 2, 0.01)
 
 
+def test_an_image_of_which_nothing_would_be_left_stays_whole() -> None:
+    kept = torch.zeros(2, 1, 2, 2, dtype=torch.bool)
+    kept[1, 0, 0, 1] = True
+    assert apga.left_over(kept).flatten(1).tolist() == [[True] * 4, [False, True, False, False]]
+
+
 class Diary:
     """Networks and optimisers of one pixel that write down what is asked of them."""
 
