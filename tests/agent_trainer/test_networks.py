@@ -88,6 +88,30 @@ def test_the_way_back_through_a_pooled_convolution_is_torchs(shape, kernel, padd
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_of_equal_numbers_in_a_window_the_same_one_learns_as_in_torch(axes):
+    convolution, pool = (
+        (functional.conv2d, functional.max_pool2d) if axes == 2 else (functional.conv3d, functional.max_pool3d)
+    )
+    x = torch.randint(0, 2, (2, 1, *(6,) * axes), generator=torch.Generator().manual_seed(0)).float().requires_grad_()
+    weight, bias = torch.ones((1, 1, *(1,) * axes)), torch.full((1,), 0.5)  # every window holds ones or zeros, or both
+    found = conv_pool_relu(x, weight, bias, 0)
+    expected = functional.relu(pool(convolution(x, weight, bias), 2))
+    mine, torchs = torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0]
+    assert mine.count_nonzero() == found.numel()
+    assert torch.equal(mine, torchs)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 1, 4, 4, 4)], ids=["2D", "3D"])
+def test_what_is_not_a_number_is_not_hidden_by_the_pool_whichever_place_has_it(shape):
+    for place in range(2 ** (len(shape) - 2)):
+        x = torch.ones(shape)
+        x[(0, 0, *np.unravel_index(place, (2,) * (len(shape) - 2)))] = torch.nan
+        out = conv_pool_relu(x, torch.ones((1, 1, *(1,) * (len(shape) - 2))), torch.zeros(1), 0)
+        assert out.isnan().sum() == 1
+        assert out.flatten()[0].isnan()
+
+
 def test_bytes_are_the_same_as_floats_divided_by_255():
     network = QNetwork(SMALL, 4, 1)
     states, task = states_of(SMALL, 3), torch.zeros(3, dtype=torch.int64)
