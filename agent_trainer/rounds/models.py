@@ -66,7 +66,7 @@ class Models:
     def load(self, run: str) -> Model:
         """Read a run's weights. Raises TrainingError when there are none."""
         path = self._folder / f"{run}.safetensors"
-        if not path.exists():
+        if path not in self._folder.glob("*.safetensors"):  # as the folder itself names it: no way leads out of it
             raise TrainingError(f"there is no model of the run {run} at this site")
         head = self._head(path)
         return Model(head.run, head.number, head.algorithm, head.config, load_file(path))

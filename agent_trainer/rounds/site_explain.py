@@ -80,7 +80,8 @@ class SiteExplain:
             self._ready = name, ready(model, self._labels)
         explanation = self._ready[1](example.path)
         fields = explained_fields(explanation, model.config.classes[example.label])
-        return {"event": "explained", "run": model.run, "round": model.number, **fields}
+        told = {"run": model.run, "round": model.number, "name": _short(example.name)}
+        return {"event": "explained", **told, **fields}
 
     def _examples(self, head: ModelHead) -> _Found:
         model = head.run, head.number
@@ -104,7 +105,6 @@ class SiteExplain:
 def explained_fields(explanation: Explanation, label: str | None) -> dict[str, Any]:
     """Write an explanation for the page: pictures as base64, arrays as lists, x before y."""
     fields: dict[str, Any] = {
-        "name": _short(explanation.subject.name),
         "label": label,
         "classes": explanation.classes,
         "colours": [cluster_colour(k) for k in range(len(explanation.classes))],
