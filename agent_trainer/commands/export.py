@@ -1,6 +1,7 @@
 """`cairn export`: a trained model as files for others."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,17 +9,22 @@ import typer
 
 from agent_trainer.commands.fetching import fetched
 from agent_trainer.commands.watching import print_json, show
+from cairn.figures import IMAGES, told
 from cairn.profile import ProfileOption, operator_channel
 from cairn.v1 import training_pb2
 
 if TYPE_CHECKING:
-    from agent_trainer.export import SiteCard
+    from agent_trainer.exports.card import SiteCard
 
 app = typer.Typer(rich_markup_mode="markdown", context_settings={"allow_interspersed_args": True})
 PRIVACY = {
-    "images, landmarks and transitions": "did not leave the sites",
+    "images": "did not leave the sites, nor did what is known of each",
     "model updates": "went to the aggregator as they are, without masking or noise",
-    "replay counts": "went to the aggregator as count sketches, without masking or noise",
+}
+COUNTED = {"replay counts": "went to the aggregator as count sketches, without masking or noise"}
+CLASSIFIED = {
+    "validations": "went to the aggregator as counts of right and wrong answers, without masking or noise",
+    "numbers of images": "of each class went to the aggregator",
 }
 
 
@@ -36,16 +42,19 @@ def export(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write weights (safetensors), an ONNX graph that was run beside the weights, and a model card.
+    """Write weights (safetensors), ONNX graphs that were run beside the weights, and a model card.
 
     * `cairn export sella --out model --licence CC-BY-4.0 --data "lateral cephalograms, 1 mm a pixel, three clinics"`
+
+    * `cairn export chest --out model --licence CC-BY-4.0 --data "frontal chest X-rays, three clinics" --name-sites`
     """
-    from agent_trainer.export import ModelCard  # noqa: PLC0415 - torch and onnxruntime take seconds
-    from agent_trainer.export import export as write  # noqa: PLC0415
+    from agent_trainer.exports.card import ModelCard  # noqa: PLC0415 - torch and onnxruntime take seconds
+    from agent_trainer.exports.files import export as write  # noqa: PLC0415
 
     trained = fetched(profile, run, round_number)
     with operator_channel(profile) as channel:
         shown = show(channel, run)
+    last = next((one for one in shown.rounds if one.round == trained.number), training_pb2.Round())
     card = ModelCard(
         run=run,
         round=trained.number,
@@ -53,29 +62,36 @@ def export(
         strategy=shown.spec.strategy,
         data=data,
         licence=licence,
-        sites=[_site(number, site, named=name_sites) for number, site in enumerate(_sites(shown, trained.number), 1)],
-        privacy=PRIVACY,
+        sites=[_site(number, site, named=name_sites) for number, site in enumerate(last.sites, 1)],
+        pooled=_measures(last.metrics),
+        privacy={**PRIVACY, **(COUNTED if trained.algorithm == "dqn" else CLASSIFIED)},
     )
-    made = write(out, trained.weights, trained.config, card)
+    made = write(out, trained.algorithm, trained.weights, trained.config, card)
     if as_json:
-        files = {"weights": str(made.weights), "card": str(made.card), "onnx": str(made.onnx)}
+        files = {"weights": str(made.weights), "card": str(made.card), "onnx": [str(path) for path in made.onnx]}
         print_json({**files, "round": trained.number, "onnx_difference": made.difference})
         return
-    for path in (made.weights, made.onnx, made.card):
+    for path in (made.weights, *made.onnx, made.card):
         typer.echo(f"{path}  {path.stat().st_size:,} bytes")
 
 
-def _sites(shown: training_pb2.ShowRunResponse, number: int) -> list[training_pb2.SiteRound]:
-    """Return what the sites did in a round; nothing when it is not known any more."""
-    return next((list(one.sites) for one in shown.rounds if one.round == number), [])
-
-
 def _site(number: int, site: training_pb2.SiteRound, *, named: bool) -> "SiteCard":
-    from agent_trainer.export import SiteCard  # noqa: PLC0415
+    from agent_trainer.exports.card import SiteCard  # noqa: PLC0415
 
-    measures: dict[str, dict[str, float]] = defaultdict(dict)
-    for metric, value in site.metrics.items():
-        match metric.split("/"):
+    classes = {name.removeprefix(IMAGES): round(n) for name, n in site.metrics.items() if name.startswith(IMAGES)}
+    images = round(site.metrics.get("examples", 0))
+    return SiteCard(site.site if named else f"site {number}", images, _measures(site.metrics), classes)
+
+
+def _measures(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Sort the figures of a validation: validation/TASK/NAME by task, and a classifier's under the task ""."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for metric, value in sorted(told(metrics).items()):
+        match metric.split("/", 2):
+            case ["validation", name]:
+                found[""][name] = value
+            case ["validation", "sensitivity" | "specificity" as name, of]:
+                found[""][f"{name} of {of}"] = value
             case ["validation", task, name]:
-                measures[task][name] = value
-    return SiteCard(site.site if named else f"site {number}", round(site.metrics.get("examples", 0)), dict(measures))
+                found[task][name] = value
+    return dict(found)

@@ -12,7 +12,10 @@ from safetensors.numpy import save_file
 
 from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.dqn import Learner
-from agent_trainer.export import ModelCard, SiteCard, check_onnx, describe, export, read_weights, to_onnx, write_weights
+from agent_trainer.exports import dqn
+from agent_trainer.exports.card import ModelCard, SiteCard, describe
+from agent_trainer.exports.files import export, read_weights, write_weights
+from agent_trainer.exports.graphs import check_onnx, to_onnx
 from agent_trainer.networks import QNetwork
 from cairn.errors import TrainingError
 
@@ -41,23 +44,23 @@ def learner(config: DqnConfig = FLAT) -> Learner:
 
 def weights_file(folder: Path) -> Path:
     path = folder / "weights.safetensors"
-    path.write_bytes(write_weights(learner().weights(), FLAT, CARD))
+    path.write_bytes(write_weights("dqn", learner().weights(), FLAT, CARD))
     return path
 
 
 @pytest.mark.parametrize("config", [FLAT, SOLID], ids=["2D", "3D and duelling"])
 def test_the_onnx_model_gives_torchs_q_for_any_batch(tmp_path, config):
     made = learner(config)
-    written = export(tmp_path / "model", made.weights(), config, CARD)
+    written = export(tmp_path / "model", "dqn", made.weights(), config, CARD)
     assert written.difference < 1e-4
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         "MODEL_CARD.md",
         "model.onnx",
         "weights.safetensors",
     ]
-    assert read_weights(written.weights, config).keys() == made.weights().keys()
-    assert written.card.read_text(encoding="utf-8") == describe(config, CARD, written.difference)
-    session = onnxruntime.InferenceSession(written.onnx, providers=["CPUExecutionProvider"])
+    assert read_weights(written.weights, "dqn", config).keys() == made.weights().keys()
+    assert written.card.read_text(encoding="utf-8") == describe(dqn.about(config), CARD, written.difference)
+    session = onnxruntime.InferenceSession(written.onnx[0], providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for batch in (1, 3, 17):
         states = rng.integers(0, 256, (batch, *config.state_shape), np.uint8)
@@ -67,7 +70,7 @@ def test_the_onnx_model_gives_torchs_q_for_any_batch(tmp_path, config):
 
 
 def test_the_onnx_model_names_its_axes_and_nothing_of_this_machine(tmp_path):
-    graph = to_onnx(QNetwork(FLAT, 4, 2))
+    graph = to_onnx(dqn.graph_of(QNetwork(FLAT, 4, 2)))
     model = onnx.load_from_string(graph)
     onnx.checker.check_model(model)
     shapes = {
@@ -80,14 +83,14 @@ def test_the_onnx_model_names_its_axes_and_nothing_of_this_machine(tmp_path):
 
 
 def test_an_onnx_model_that_computes_another_q_is_refused():
-    graph = to_onnx(QNetwork(FLAT, 4, 2, seed=1))
+    graph = to_onnx(dqn.graph_of(QNetwork(FLAT, 4, 2, seed=1)))
     with pytest.raises(TrainingError, match="ONNX model's Q differs from torch's by up to"):
-        check_onnx(graph, QNetwork(FLAT, 4, 2, seed=2))
+        check_onnx(graph, dqn.graph_of(QNetwork(FLAT, 4, 2, seed=2)))
 
 
 def test_the_weights_come_back_and_their_header_says_what_they_are(tmp_path):
     made, path = learner(), weights_file(tmp_path)
-    found = read_weights(path, FLAT)
+    found = read_weights(path, "dqn", FLAT)
     assert found.keys() == made.weights().keys()
     assert all(np.array_equal(found[name], array) for name, array in made.weights().items())
     with safe_open(path, "np") as file:
@@ -101,30 +104,30 @@ def test_the_weights_come_back_and_their_header_says_what_they_are(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused_naming_both(tmp_path):
     path = weights_file(tmp_path)
     with pytest.raises(TrainingError, match=r"found 2D, .*hidden 16,.* expected 2D, .*hidden 32,"):
-        read_weights(path, FLAT.model_copy(update={"hidden": (32,)}))
+        read_weights(path, "dqn", FLAT.model_copy(update={"hidden": (32,)}))
 
 
 def test_settings_that_do_not_shape_the_network_may_differ(tmp_path):
-    assert read_weights(weights_file(tmp_path), FLAT.model_copy(update={"gamma": 0.5, "tasks": ("a", "b")}))
+    assert read_weights(weights_file(tmp_path), "dqn", FLAT.model_copy(update={"gamma": 0.5, "tasks": ("a", "b")}))
 
 
 def test_weights_of_another_network_than_their_settings_say_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(TrainingError, match="the weights are not of the network 3D"):
-        export(tmp_path / "model", learner().weights(), SOLID, CARD)
+        export(tmp_path / "model", "dqn", learner().weights(), SOLID, CARD)
     assert not (tmp_path / "model").exists()
 
 
 def test_what_is_no_weights_file_is_refused(tmp_path):
     (tmp_path / "noise").write_bytes(b"\x00" * 64)
     with pytest.raises(TrainingError, match="noise is no weights file"):
-        read_weights(tmp_path / "noise", FLAT)
+        read_weights(tmp_path / "noise", "dqn", FLAT)
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "other")
     with pytest.raises(TrainingError, match="other does not say of which network it is"):
-        read_weights(tmp_path / "other", FLAT)
+        read_weights(tmp_path / "other", "dqn", FLAT)
 
 
 def test_the_card_says_data_sites_rounds_measures_privacy_and_licence():
-    text = describe(FLAT, CARD, 1e-7)
+    text = describe(dqn.about(FLAT), CARD, 1e-7)
     for said in (
         "# ceph, round 12",
         "sella, nasion",
@@ -144,6 +147,6 @@ def test_the_card_says_data_sites_rounds_measures_privacy_and_licence():
 
 
 def test_a_card_without_measures_says_so():
-    text = describe(FLAT, ModelCard("a", 1, 1, "fedavg", "none", "none"), 0)
+    text = describe(dqn.about(FLAT), ModelCard("a", 1, 1, "fedavg", "none", "none"), 0)
     assert "None were reported." in text
     assert "Nothing was stated." in text
