@@ -19,6 +19,8 @@ MODULES = {
     "replay": "benchmarks.replay",
     "dqn": "benchmarks.dqn",
     "rounds": "benchmarks.rounds",
+    "attention": "benchmarks.attention",
+    "patches": "benchmarks.patches",
     "apga": "benchmarks.apga",
 }
 
