@@ -93,7 +93,7 @@ class ApgaPractice:
             )
         self.labels = np.array([example.label for example in train], np.int64)
         self.held_out_labels = np.array([example.label for example in validation], np.int64)
-        self._problems = [*labelled.problems, *broken, *more]
+        self._problems = (*labelled.problems, *broken, *more)
         self._rng = np.random.default_rng(seed)
         self._queue: deque[int] = deque()  # places of the images that come next
         weigh = class_weights(self.labels, len(config.classes)) if config.balance == "weights" else None
@@ -101,6 +101,7 @@ class ApgaPractice:
         self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
         self._sums = Sums()
         self._collapses = 0  # over all rounds
+        self._collapse = ""  # a sentence on the last one
         self._restore()
 
     @property
@@ -110,8 +111,8 @@ class ApgaPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on what cannot be used, and on masks that collapsed."""
-        return tuple(self._problems)
+        """Sentences on what cannot be used, and on the masks' last collapse."""
+        return (*self._problems, *([self._collapse] if self._collapse else []))
 
     def weights(self) -> Weights:
         """Copy both networks' weights, with the statistics of batch norm."""
@@ -143,10 +144,10 @@ class ApgaPractice:
             self._collapses += 1
             self.learner.revive(self.images[chosen])
             what = "zero, nothing counting as important" if kept < 0.5 else "one, everything counting as important"
-            done = self.learner.updates
-            self._problems.append(
-                f"after {done} batches the masks had collapsed to all {what}; the masker's last bias was set anew, "
-                "half of the pixels on either side; if this comes back, change lambda_zeros or lower learning_rate"
+            self._collapse = (
+                f"after {self.learner.updates} batches the masks had collapsed to all {what} ({self._collapses} times "
+                "so far); the masker's last bias was set anew, half of the pixels on either side; if this comes back, "
+                "change lambda_zeros or lower learning_rate"
             )
         self._window.clear()
 
