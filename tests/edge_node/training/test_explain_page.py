@@ -25,20 +25,17 @@ def test_a_part_of_a_name_is_looked_for_by_the_trainer(address):  # noqa: F811
     assert [one["image"] for one in listed["images"]] == ["s2"]
 
 
-@pytest.mark.parametrize("path", ["images", "answer"])
-@pytest.mark.parametrize(
-    ("content", "type_", "status"),
-    [
+def test_what_is_no_question_of_the_pages_own_script_is_turned_away(address):  # noqa: F811
+    for content, type_, status in (
         (b"{}", "text/plain", 415),
         (b'{"run": 1, "part": "", "image": "s1"}', "application/json", 400),
         (b'{"run": "cells-2", "part": 3, "image": ["s1"]}', "application/json", 400),
         (b"[1]", "application/json", 400),
         (b" " * 5000, "application/json", 413),
-    ],
-)
-def test_what_is_no_question_of_the_pages_own_script_is_turned_away(path, content, type_, status, address):  # noqa: F811
-    answer = httpx.post(f"{address}/explain/{path}", content=content, headers={"content-type": type_})
-    assert answer.status_code == status
+    ):
+        for path in ("images", "answer"):
+            answer = httpx.post(f"{address}/explain/{path}", content=content, headers={"content-type": type_})
+            assert (content, path, answer.status_code) == (content, path, status)
 
 
 def test_another_host_name_and_a_question_by_link_are_turned_away(address):  # noqa: F811
