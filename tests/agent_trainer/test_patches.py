@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import tifffile
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
@@ -60,6 +60,7 @@ def cut(draw: st.DrawFn) -> tuple[Array, Array, int, tuple[int, int]]:
     return image, corners, side, cell
 
 
+@settings(deadline=None)
 @given(cut())
 def test_patches_are_slices_of_the_image(case: tuple[Array, Array, int, tuple[int, int]]) -> None:
     image, corners, side, cell = case
@@ -71,6 +72,7 @@ def test_patches_are_slices_of_the_image(case: tuple[Array, Array, int, tuple[in
         np.testing.assert_array_equal(found, expected)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), st.integers(1, 12), st.integers(1, 33))
 def test_a_reduced_image_is_the_mean_of_areas(height: int, width: int, rows: int, columns: int, cell: int) -> None:
     image = np.random.default_rng(height).integers(0, 256, (3, height, width), np.uint8)
@@ -87,6 +89,7 @@ def test_reducing_by_a_whole_factor_is_average_pooling() -> None:
     np.testing.assert_allclose(big.reduced(15, 17), pooled, atol=0.51)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.data())
 def test_areas_hold_the_same_in_whatever_parts_the_pixels_come(pixels: int, areas: int, data: st.DataObject) -> None:
     values = np.random.default_rng(pixels).integers(0, 256, (2, pixels), np.uint8)
