@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import typer
 from click import Command, Group
+from pydantic import BaseModel
 from typer.main import get_command
 
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.config import DqnConfig
 from cairn.cli import GROUP, make_app
 from cairn.run import OPTIONS
@@ -68,12 +71,16 @@ def test_every_program_is_found_by_its_entry_point() -> None:
     assert {point.name for point in entry_points(group=GROUP)} == programs
 
 
-def test_every_setting_of_a_dqn_is_documented() -> None:
+@pytest.mark.parametrize(
+    ("title", "config"), [("a DQN", DqnConfig), ("APGA", ApgaConfig), ("attention sampling", AttentionConfig)]
+)
+def test_every_setting_of_an_algorithm_is_documented(title: str, config: type[BaseModel]) -> None:
     page = (ROOT / "docs/TRAINING.md").read_text(encoding="utf-8")
-    for name, field in DqnConfig.model_fields.items():
-        found = re.search(rf"^\| `{name}` \| `([^`]*)` \|", page, re.MULTILINE)
-        assert found, f"docs/TRAINING.md has no row for {name}"
-        assert ast.literal_eval(found[1]) == field.default, name
+    section = page.split(f"## Settings of {title}\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \| .+ \|$", section, re.MULTILINE))
+    assert list(rows) == list(config.model_fields), "in the order of the config"
+    for name, field in config.model_fields.items():
+        assert rows[name] == "required" if field.is_required() else ast.literal_eval(rows[name]) == field.default, name
 
 
 def test_every_strategy_and_its_numbers_are_documented() -> None:

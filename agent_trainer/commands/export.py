@@ -78,7 +78,9 @@ def export(
 def _site(number: int, site: training_pb2.SiteRound, *, named: bool) -> "SiteCard":
     from agent_trainer.exports.card import SiteCard  # noqa: PLC0415
 
-    classes = {name.removeprefix(IMAGES): round(n) for name, n in site.metrics.items() if name.startswith(IMAGES)}
+    classes = {
+        name.removeprefix(IMAGES): round(n) for name, n in sorted(site.metrics.items()) if name.startswith(IMAGES)
+    }
     images = round(site.metrics.get("examples", 0))
     return SiteCard(site.site if named else f"site {number}", images, _measures(site.metrics), classes)
 

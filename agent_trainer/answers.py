@@ -1,0 +1,76 @@
+"""What a trained classifier answers to images that lie here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agent_trainer.labelled.sources import Example
+from agent_trainer.rounds.models import Model
+from cairn.errors import ConfigError, ImageError
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Answers to the images that could be read.
+
+    probabilities  float32[n, K]
+    labels         int64[n], what the images are
+    problems       a sentence on each image that could not be read
+    """
+
+    probabilities: Floats
+    labels: npt.NDArray[np.int64]
+    problems: tuple[str, ...]
+
+
+def answer(model: Model, examples: Sequence[Example]) -> Answers:
+    """Classify images, one after another, as the sites do when they validate.
+
+    Raises ConfigError for a model of another kind, TrainingError for weights that are not of its networks.
+    """
+    one = _answering(model)
+    found, labels, problems = [], [], []
+    for example in examples:
+        try:
+            found.append(one(example))
+        except ImageError as error:
+            problems.append(str(error))
+        else:
+            labels.append(example.label)
+    probabilities = np.stack(found) if found else np.empty((0, len(model.config.classes)), np.float32)
+    return Answers(probabilities, np.array(labels, np.int64), tuple(problems))
+
+
+def _answering(model: Model) -> Callable[[Example], Floats]:
+    config = model.config
+    match model.algorithm:
+        case "apga":
+            from agent_trainer.apga_learner import Learner  # noqa: PLC0415 - only what is called for
+            from agent_trainer.labelled.reading import read_whole  # noqa: PLC0415
+
+            learner = Learner(config, seed=0)
+            learner.load(model.weights)
+
+            def whole(example: Example) -> Floats:
+                pixels = read_whole(example.path, config.side, config.channels)
+                probabilities: Floats = learner.probabilities(pixels[np.newaxis])[0]
+                return probabilities
+
+            return whole
+        case "attention":
+            from agent_trainer.attention_practice import look, networks_of  # noqa: PLC0415
+            from agent_trainer.patches import open_big  # noqa: PLC0415
+
+            networks = networks_of(config, model.weights)
+
+            def looked(example: Example) -> Floats:
+                with open_big(example.path, config.channels) as image:
+                    return look(networks, image).probabilities
+
+            return looked
+        case other:
+            raise ConfigError(f"{model.run} is a run of {other}, which classifies nothing")
