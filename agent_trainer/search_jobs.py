@@ -141,15 +141,15 @@ class Search:
             yield self._issue_again(job, f"no answer within {limit:g} s")
 
     def _issue_again(self, job: int, why: str) -> Event:
-        self._runner.withdraw(job)
         if self._journal.records[job].attempts >= self._spec.attempts:
             return self._end(Event(kind="lost", job=job, why=f"{why}, at {self._spec.attempts} attempts"))
+        self._runner.withdraw(job)
         event = self._note(Event(kind="reissued", job=job, why=why))
         self._submit(self._journal.records[job])
         return event
 
     def _end(self, event: Event) -> Event:
-        self._runner.withdraw(event.job)  # another attempt may be under way
+        self._runner.withdraw(event.job)  # an attempt may still be under way
         del self._began[event.job]
         self._note(event)
         self._learn(event)

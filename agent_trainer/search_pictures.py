@@ -22,6 +22,8 @@ from cairn.palette import cluster_colour
 DPI: Final = 150
 COLUMNS: Final = 4  # of parameters
 WIDE: Final = 3.2  # inches of one
+TALL: Final = 2.2
+TOP: Final = 3.4  # inches
 GRID: Final = "#e4e6ea"
 FAINT: Final = "#8a8f98"
 BEST: Final = cluster_colour(0)
@@ -38,16 +40,19 @@ def draw_course(path: Path, spec: SearchSpec, records: Sequence[Record], reward:
         raise TrainingError("no job of this search has finished yet, so there is nothing to draw; wait for one")
     parameters = spec.space.parameters
     rows = -(-len(parameters) // COLUMNS)
-    figure = Figure(figsize=(WIDE * COLUMNS, 3.4 + 2.2 * rows), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(WIDE * COLUMNS, TOP + TALL * rows), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=[1.5] + [1] * rows)
-    _draw_rewards(figure.add_subplot(grid[0, :2]), records, reward)
-    _draw_importance(figure.add_subplot(grid[0, 2:]), _importance(spec, records))
-    panels = []
-    for at, (name, parameter) in enumerate(parameters.items()):
-        panels.append(figure.add_subplot(grid[1 + at // COLUMNS, at % COLUMNS]))
-        dots = _draw_parameter(panels[-1], name, parameter, records)
-    figure.colorbar(dots, ax=panels, label=reward, aspect=30 * rows, pad=0.01)
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[TOP, TALL * rows])
+    above, below = parts[0, 0], parts[1, 0]  # two, so that long names above move no columns below
+    left, right = above.subplots(1, 2)
+    _draw_rewards(left, records, reward)
+    _draw_importance(right, _importance(spec, records))
+    panels = below.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes, (name, parameter) in zip(panels, parameters.items(), strict=False):
+        dots = _draw_parameter(axes, name, parameter, records)
+    for axes in panels[len(parameters) :]:
+        axes.set_axis_off()
+    below.colorbar(dots, ax=panels, label=reward, aspect=15 * rows, pad=0.01)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 

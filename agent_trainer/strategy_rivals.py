@@ -5,10 +5,10 @@ result; `learn` takes a strategy's reward, `drop` says that there will be none.
 """
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from agent_trainer.strategy_space import Units
 
@@ -39,57 +39,61 @@ class Random:
         """Learn nothing."""
 
 
+class DiscreteHillClimbing:
+    """Steps of 0.01 on a grid of [0, 1]: to a better neighbour at once, until none of all 2·d is better.
+
+    Neighbours of where it stands are tried in turn, as many as there are jobs in flight; no place is tried twice.
+    """
+
+    def __init__(self, start: Units) -> None:
+        self._here = np.round(start / STEP).astype(np.int64)  # steps from 0
+        self._reward: float | None = None  # of where it stands; None before it is known
+        self._open: dict[int, tuple[npt.NDArray[np.int64], int, int]] = {}
+        self._untried: list[tuple[int, int]] = []
+        self._tried: set[tuple[int, ...]] = set()
+
+    def _moves(self, axis: int, sign: int) -> list[tuple[int, int]]:
+        """Return the moves from here, the last to be tried first: on in the direction that was better, if any."""
+        axes = [(max(axis, 0) + at) % len(self._here) for at in range(len(self._here))]
+        moves = [(one, way) for one in axes for way in (sign, -sign)]
+        return moves[::-1]
+
+    def propose(self, job: int) -> Units | None:
+        """Return the start, then neighbours; None while all are under trial, and for ever at a local optimum."""
+        if not self._tried:
+            return self._try(job, self._here, -1, 1)
+        while self._reward is not None and self._untried:
+            axis, sign = self._untried.pop()
+            place = self._here.copy()
+            place[axis] += sign
+            if 0 <= place[axis] <= round(1 / STEP) and tuple(place.tolist()) not in self._tried:
+                return self._try(job, place, axis, sign)
+        return None
+
+    def _try(self, job: int, place: npt.NDArray[np.int64], axis: int, sign: int) -> Units:
+        self._tried.add(tuple(place.tolist()))
+        self._open[job] = place, axis, sign
+        units: Units = place / round(1 / STEP)
+        return units
+
+    def learn(self, job: int, reward: float) -> None:
+        """Go to a strategy that is better than where it stands."""
+        place, axis, sign = self._open.pop(job)
+        if self._reward is None or reward > self._reward:
+            self._here, self._reward = place, reward
+            self._untried = self._moves(axis, sign)
+
+    def drop(self, job: int) -> None:
+        """Count a strategy without a reward as no better than any."""
+        self.learn(job, -np.inf)
+
+
 @dataclass(frozen=True)
 class Move:
     """A strategy under trial, and the parameter that was moved to come to it; -1 for the start."""
 
     units: Units
     axis: int = -1
-
-
-class DiscreteHillClimbing:
-    """Steps of 0.01 on a grid of [0, 1]: to a better neighbour at once, until none of all 2·d is better.
-
-    Neighbours of where it stands are tried in turn, as many as there are jobs in flight.
-    """
-
-    def __init__(self, start: Units) -> None:
-        self._here = np.round(start / STEP) * STEP
-        self._reward: float | None = None  # of where it stands; None before it is known
-        self._open: dict[int, Move] = {}
-        self._untried = self._moves(0)
-        self._started = False
-
-    def _moves(self, first: int) -> list[tuple[int, int]]:
-        """Return the moves from here, the last to be tried first; parameter `first` leads, up before down."""
-        axes = [(first + at) % len(self._here) for at in range(len(self._here))]
-        return list(product(axes, (1, -1)))[::-1]
-
-    def propose(self, job: int) -> Units | None:
-        """Return the start, then neighbours; None while all are under trial, and for ever at a local optimum."""
-        if not self._started:
-            self._started = True
-            self._open[job] = Move(self._here)
-            return self._here
-        while self._reward is not None and self._untried:
-            axis, sign = self._untried.pop()
-            place = self._here.copy()
-            place[axis] = np.clip(np.round((place[axis] + sign * STEP) / STEP) * STEP, 0, 1)
-            if place[axis] != self._here[axis]:
-                self._open[job] = Move(place, axis)
-                return place
-        return None
-
-    def learn(self, job: int, reward: float) -> None:
-        """Go to a strategy that is better than where it stands."""
-        move = self._open.pop(job)
-        if self._reward is None or reward > self._reward:
-            self._here, self._reward = move.units, reward
-            self._untried = self._moves(max(move.axis, 0))
-
-    def drop(self, job: int) -> None:
-        """Count a strategy without a reward as no better than any."""
-        self.learn(job, -np.inf)
 
 
 class ContinuousHillClimbing:
