@@ -232,7 +232,7 @@ def _draw_boxes(axes: Axes, found: Attended) -> None:
     edge = withStroke(linewidth=2.5, foreground=GROUND)
     for number, patch in reversed(list(enumerate(found.patches, 1))):
         share = patch.weight / most if most > 0 else 1.0
-        colour, wide = cluster_colour(int(patch.votes.argmax())), 0.8 + 2.2 * share
+        colour, wide = cluster_colour(int(patch.votes.argmax())), 0.8 + 1.7 * share
         framed = withStroke(linewidth=wide + 1.4, foreground=GROUND, alpha=0.7)
         box = Rectangle((patch.column, patch.row), found.side, found.side, fill=False, edgecolor=colour, linewidth=wide)
         box.set_path_effects([framed])
@@ -280,10 +280,11 @@ def remarks(explanation: Explanation) -> list[str]:
     match explanation:
         case Attended():
             drawn = sum(patch.times for patch in explanation.patches)
-            places = f", {len(explanation.patches)} places" if len(explanation.patches) < drawn else ""
+            places = len(explanation.patches)
+            at = f", at {places} {'place' if places == 1 else 'places'}" if places < drawn else ""
             return [
                 f"{explanation.share_read:.2%} of the pixels were read",
-                f"{drawn} patches of {explanation.side} × {explanation.side} px{places}",
+                f"{drawn} patches of {explanation.side} × {explanation.side} px{at}",
             ]
         case Masked():
             if explanation.kept is None:
