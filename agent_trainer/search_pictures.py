@@ -76,7 +76,7 @@ def _draw_rewards(axes: Axes, records: Sequence[Record], reward: str) -> None:
         low = axes.get_ylim()[0]
         axes.plot(failed, [low] * len(failed), "x", color="black", markersize=5, label="no reward", clip_on=False)
     _frame(axes, reward)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
 
 
 def _draw_importance(axes: Axes, shares: Mapping[str, float]) -> None:
