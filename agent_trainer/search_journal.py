@@ -8,7 +8,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -204,51 +204,6 @@ def check_same(found: SearchSpec, spec: SearchSpec, name: str) -> None:
                 f"{name} is of a search with another {key}; give the settings it was begun with, or name another "
                 "journal"
             )
-
-
-def ranked(records: Iterable[Record]) -> list[Record]:
-    """Return the finished jobs, best first; of equal rewards the earlier."""
-    finished = [record for record in records if record.state == "finished"]
-    return sorted(finished, key=lambda record: (-_reward(record), record.job))
-
-
-def best(records: Iterable[Record]) -> Record:
-    """Return the job of the best reward. Raises TrainingError when none has finished."""
-    found = ranked(records)
-    if not found:
-        raise TrainingError("no job of this search has finished yet, so there is no best strategy; wait for one")
-    return found[0]
-
-
-def rewards(records: Iterable[Record]) -> list[tuple[int, float]]:
-    """Return the jobs that finished and their rewards, by number."""
-    return [(record.job, _reward(record)) for record in sorted(ranked(records), key=lambda record: record.job)]
-
-
-def _reward(record: Record) -> float:
-    assert record.reward is not None  # of every finished job
-    return record.reward
-
-
-def leaderboard(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return the finished jobs as JSON can say them, best first.
-
-    over_routine  the reward less that of job 0, the routine strategy; None when that has none
-    """
-    records = list(records)
-    routine = next((record.reward for record in records if record.job == 0), None)
-    return [
-        {
-            "rank": rank,
-            "job": record.job,
-            "reward": record.reward,
-            "over_routine": None if routine is None else _reward(record) - routine,
-            "strategy": record.strategy,
-            "figures": dict(record.figures),
-            "seconds": record.seconds,
-        }
-        for rank, record in enumerate(ranked(records), 1)
-    ]
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from agent_trainer.search_journal import Record, rewards
+from agent_trainer.search_journal import Record
+from agent_trainer.search_leaderboard import rewards
 from agent_trainer.search_spec import SearchSpec
 from agent_trainer.strategy_optuna import importance
 from agent_trainer.strategy_space import Parameter

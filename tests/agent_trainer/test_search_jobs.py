@@ -4,12 +4,15 @@ import json
 import math
 from collections.abc import Callable
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agent_trainer.search_jobs import Answer, Job, Search
-from agent_trainer.search_journal import Event, Journal, Record, best, leaderboard, ranked, read_journal, rewards
+from agent_trainer.search_journal import Event, Journal, Record, read_journal
+from agent_trainer.search_leaderboard import best, leaderboard, leaderboard_table, ranked, rewards
 from agent_trainer.search_spec import ControllerConfig, Method, SearchSpec, proposer, read_search
 from agent_trainer.strategy_space import Parameter, Space
 from cairn.errors import ConfigError, TrainingError
@@ -95,6 +98,17 @@ def test_the_leaderboard_is_best_first_and_measures_against_the_routine(tmp_path
     assert board[0]["strategy"] == best(records).strategy
     assert board[0]["figures"]["test/dice"] == pytest.approx(board[0]["reward"] - 0.1)
     assert json.loads(json.dumps(board)) == board
+
+
+def test_the_table_for_people_has_a_column_a_parameter_and_tells_of_jobs_without_a_reward(tmp_path: Path) -> None:
+    run(tmp_path / "journal", spec(), Here(lambda job: Answer(job.number) if job.number == 5 else bowl(job)))
+    table = leaderboard_table(jobs_of(tmp_path / "journal"), most=3)
+    console = Console(record=True, width=120, file=StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert [word for word in ("rank", "over routine", "rate", "flip") if word not in text] == []
+    assert "12 jobs: 11 finished, 1 failed" in text
+    assert table.row_count == 3
 
 
 def test_equal_rewards_rank_by_number() -> None:

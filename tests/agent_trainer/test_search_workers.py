@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from agent_trainer.search_jobs import Search
-from agent_trainer.search_journal import Journal, Record, read_journal, rewards
+from agent_trainer.search_journal import Journal, Record, read_journal
+from agent_trainer.search_leaderboard import rewards
 from agent_trainer.search_spec import SearchSpec, proposer
 from agent_trainer.search_workers import Workers
 from agent_trainer.strategy_space import Parameter, Space
