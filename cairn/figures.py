@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 # What a classifier's validation tells beside its goal, over all classes and of each.
 OVERALL: Final = (
     Figure("validation/accuracy", "accuracy", share=True),
-    Figure("validation/auc", "AUC", share=True),
+    Figure("validation/auc", "AUC"),
     Figure("validation/ece", "calibration error", share=True),
 )
 OF_CLASSES: Final = (
