@@ -229,7 +229,6 @@ def _overlay(axes: Axes, values: npt.NDArray[np.float32], size: tuple[int, int],
 
 def _draw_boxes(axes: Axes, found: Attended) -> None:
     most = max((patch.weight for patch in found.patches), default=1.0)
-    edge = withStroke(linewidth=2.5, foreground=GROUND)
     for number, patch in reversed(list(enumerate(found.patches, 1))):
         share = patch.weight / most if most > 0 else 1.0
         colour, wide = cluster_colour(int(patch.votes.argmax())), 0.8 + 1.7 * share
@@ -241,20 +240,30 @@ def _draw_boxes(axes: Axes, found: Attended) -> None:
         if found.side < SMALL * max(found.subject.size):
             middle = patch.column + found.side / 2, patch.row + found.side / 2
             axes.plot(*middle, "o", ms=13, mfc="none", mec=colour, mew=wide, path_effects=[framed])
-        if number <= MOST_PATCHES:
-            right = patch.column + found.side < 0.96 * found.subject.size[1]  # of the box, if there is room
-            axes.annotate(
-                str(number),
-                (patch.column + right * found.side, patch.row),
-                (2 if right else -2, 0),
-                textcoords="offset points",
-                color="white",
-                size=8,
-                va="top",
-                ha="left" if right else "right",
-                path_effects=[edge],
-                annotation_clip=True,
-            )
+    _number(axes, found)
+
+
+def _number(axes: Axes, found: Attended) -> None:
+    """Write numbers beside the boxes, from the weightiest on, where there is room for one."""
+    size, taken = max(found.subject.size), list[tuple[int, int]]()
+    for number, patch in enumerate(found.patches[:MOST_PATCHES], 1):
+        right = patch.column + found.side < 0.96 * found.subject.size[1]  # of the box, if there is room
+        x, y = patch.column + right * found.side, patch.row
+        if any(abs(x - across) < 0.035 * size and abs(y - down) < 0.025 * size for across, down in taken):
+            continue
+        taken.append((x, y))
+        axes.annotate(
+            str(number),
+            (x, y),
+            (2 if right else -2, 0),
+            textcoords="offset points",
+            color="white",
+            size=8,
+            va="top",
+            ha="left" if right else "right",
+            path_effects=[withStroke(linewidth=2.5, foreground=GROUND)],
+            annotation_clip=True,
+        )
 
 
 def _draw_answers(axes: Axes, explanation: Explanation, label: str | None, room: int) -> None:

@@ -99,6 +99,13 @@ def test_a_patch_drawn_several_times_is_one_place_with_the_sum_of_its_weights() 
     assert found[0].weight == pytest.approx(0.5)
 
 
+def test_numbers_that_would_lie_on_one_another_give_way_to_the_weightiest() -> None:
+    votes = [[0.9, 0.1]] * 3
+    near = looked([[20, 60], [22, 62], [130, 300]], [0.2, 0.5, 0.3], votes)
+    assert [text.get_text() for text in make_figure(near).axes[0].texts] == ["1", "2"]
+    assert len(boxes(near)) == 3
+
+
 def test_a_patch_too_small_to_be_seen_on_a_slide_has_a_ring() -> None:
     slide = replace(TWO, subject=replace(TWO.subject, size=(20_000, 40_000)))
     assert [len(make_figure(one).axes[0].lines) for one in (TWO, slide)] == [0, 2]
