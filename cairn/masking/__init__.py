@@ -13,10 +13,10 @@ its self-mask and all its choices. n sites, threshold T with 2T > n + accomplice
     2  middle → sites  Roster          all advertisements; every site checks every signature and takes one roster
     3  site → middle   Dealing         Shamir shares of b and of the mask key, boxed for each holder, with the digest of
                                        every share; whom it dealt to is signed and drawn by itself
-    4  middle → site   Delivery        the circle (all signed deals: the graph of masks), and the boxes for this site
-    5  site → middle   masked words    x_i + PRG(b_i) + Σ_{j>i} PRG(k_ij) - Σ_{j<i} PRG(k_ij), with a signed Receipt that
-                                       binds roster, circle, windows and SHA-256. Pair keys: X25519 → HKDF-SHA256 salted
-                                       by the circle → AES-256-CTR
+    4  middle → site   Delivery        the circle (all signed deals, the graph of masks) and this site's boxes
+    5  site → middle   masked words    x_i + PRG(b_i) + Σ_{j>i} PRG(k_ij) - Σ_{j<i} PRG(k_ij), with a signed Receipt
+                                       that binds roster, circle, windows and SHA-256. Pair keys: X25519 → HKDF-SHA256
+                                       salted by the circle → AES-256-CTR
     6  middle → sites  Survivors       the receipts of all whose words are to be added
     7  site → middle   Vote            signed, one a site and session, for exactly these survivors
     8  middle → sites  Votes           T equal votes: no other set can have T

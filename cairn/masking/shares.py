@@ -48,13 +48,16 @@ def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold or any(len(share) != SHARE_BYTES for share in shares.values()):
         raise MaskingError(f"{len(shares)} shares were given where {threshold} of {SHARE_BYTES} bytes are needed")
     points = sorted(shares)[:threshold]
+    values = {point: int.from_bytes(shares[point], "little") for point in points}
+    if max(values.values()) >= PRIME:
+        raise MaskingError("a share is no number of the field; the site that revealed it is wrong")
     total = 0
     for i in points:
         upper, lower = 1, 1
         for j in points:
             if j != i:
                 upper, lower = upper * j % PRIME, lower * (j - i) % PRIME
-        total += int.from_bytes(shares[i], "little") * upper * pow(lower, -1, PRIME)
+        total += values[i] * upper * pow(lower, -1, PRIME)
     secret = total % PRIME
     if secret >= 2 ** (8 * SECRET_BYTES):
         raise MaskingError("the shares do not join to a secret: one of them, or the site that dealt them, is wrong")
