@@ -7,10 +7,12 @@ from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.classification import count, figures
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds.checkpoints import Checkpoints
 from agent_trainer.rounds.layout import flatten
-from agent_trainer.rounds.run import Run
+from agent_trainer.rounds.run import Run, read_report
 from agent_trainer.rounds.wire import read_order
 from cairn.codec import decode_plan
 from cairn.errors import CairnError, Diverged, PlanError, TooFewSites, TrainingError
@@ -175,9 +177,20 @@ def test_validation_belongs_to_the_round_whose_weights_it_measured(tmp_path):
     assert [again.number, second.number] == [1, 2]
     assert again.metrics["validation/mean_mm"] == 3.0
     assert again.metrics["validation/sella/sdr_2"] == 0.75
-    assert not any(name.startswith("validation") for name in second.metrics)
+    later = [second.metrics, *(site.metrics for site in second.sites)]
+    assert not any(name.startswith("validation") for metrics in later for name in metrics)
     assert again.sites[1].metrics["validation/sella/mean_mm"] == 6.0
     assert run.progress.best_round == 1
+
+
+def test_the_counts_that_sites_send_to_be_added_are_in_no_report(tmp_path):
+    told = {"validation__sella__n": 3, "validation__sella__mean_mm": 2.0, "validation__counts__confusion__0__1": 5}
+    grid, sites = post(adds(1, **told))
+    run = begin(tmp_path, spec())
+    play(run, grid, sites)
+    for report in play(run, grid, sites):
+        assert not [name for site in report.sites for name in site.metrics if "counts" in name]
+    assert read_report(run.progress.report) == report
 
 
 def test_the_last_weights_are_validated_by_a_message_of_its_own(tmp_path):
@@ -208,6 +221,25 @@ def test_a_run_stops_early_when_validation_no_longer_improves(tmp_path):
         "stopped early after round 5: 2 validations without a better one than that of round 2 (3 mm)"
     )
     assert 2 in Checkpoints(tmp_path / "run", {}).rounds(), "the best checkpoint is kept"
+
+
+def test_of_a_classifier_the_round_with_the_largest_balanced_accuracy_is_the_best(tmp_path):
+    right = iter([2, 4, 3, 3])  # of four images
+
+    def app(message):
+        order, _ = read_order(message)
+        sure = np.arange(4) < (next(right) if order.evaluate else 0)
+        labels = np.array([0, 1, 0, 1])
+        answers = np.where((labels == 1) == sure, 0.75, 0.25)
+        return adds(1, **figures(count(np.stack([1 - answers, answers], 1), labels), ("ill", "well")))(message)
+
+    grid, sites = post(app)
+    classifier = ApgaConfig(classes=("ill", "well"))
+    run = begin(tmp_path, spec(algorithm="apga", rounds=20, patience=2), config=classifier)
+    while not run.finished:
+        reports = play(run, grid, sites)
+    assert (run.progress.round, run.progress.best_round, run.progress.best_value) == (5, 2, 1.0)
+    assert reports[0].metrics["validation/balanced_accuracy"] == 0.75
 
 
 def test_the_report_of_a_round_survives_a_crash_between_checkpoint_and_report(tmp_path):
