@@ -17,10 +17,8 @@ SPEC = SearchSpec(
     space=Space(
         parameters={
             "learning_rate": Parameter(min=1e-4, max=1e-2, scale="log"),
-            "augmentation.flip": Parameter(min=0, max=1),
             "depth": Parameter(min=2, max=5, whole=True),
             "block": Parameter(choices=("plain", "residual")),
-            "momentum": Parameter(min=0, max=0.99),
         }
     )
 )
@@ -30,7 +28,7 @@ def records(jobs: int) -> list[Record]:
     generator = np.random.default_rng(0)
     found = []
     for job in range(jobs):
-        units = generator.uniform(size=5)
+        units = generator.uniform(size=3)
         strategy = SPEC.space.strategy(units)
         failed = job % 7 == 3
         reward = None if failed else 0.8 - float((units[0] - 0.4) ** 2)
@@ -52,7 +50,7 @@ def test_a_search_is_drawn_with_its_best_so_far_and_its_importance(tmp_path: Pat
 
 
 def test_there_is_no_picture_before_a_job_has_finished(tmp_path: Path) -> None:
-    waiting = [Record(0, (0.5,) * 5, SPEC.space.routine())]
+    waiting = [Record(0, (0.5,) * 3, SPEC.space.routine())]
     with pytest.raises(TrainingError, match="nothing to draw"):
         draw_course(tmp_path / "none.png", SPEC, waiting)
     assert not (tmp_path / "none.png").exists()
