@@ -40,6 +40,11 @@ def agree(private: bytes, public: bytes, salt: bytes, what: str) -> bytes:
     return derive(shared, salt, what)
 
 
+def check_public(public: bytes) -> None:
+    """Refuse a public key with which nobody can agree on a secret. Raises MaskingError."""
+    agree(bytes(KEY_BYTES), public, b"", "check")
+
+
 def keystream(key: bytes, size: int) -> bytes:
     """Expand 32 bytes into as many pseudo-random bytes as are asked for: AES-256-CTR from counter 0."""
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
@@ -50,13 +55,13 @@ def seal(key: bytes, plain: bytes, context: bytes) -> bytes:
     return AESGCM(key).encrypt(bytes(12), plain, context)
 
 
-def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes:
-    """Decrypt what `seal` made. Raises MaskingError when it was altered or is another's."""
+def unseal(key: bytes, sealed: bytes, context: bytes, who: str) -> bytes:
+    """Decrypt what `seal` made. Raises MaskingError, naming who was to have sealed it, for anything else."""
     try:
         return AESGCM(key).decrypt(bytes(12), sealed, context)
     except (InvalidTag, ValueError) as error:
         raise MaskingError(
-            "a sealed share was altered on its way or is not for this site; stop this session"
+            f"a sealed share of {who} was altered or is not for this site; leave that site out"
         ) from error
 
 

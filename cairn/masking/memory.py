@@ -105,17 +105,16 @@ def box_key(memory: Memory, on: Agreed, dealer: int, holder: int) -> bytes:
 def held_shares(memory: Memory, on: Agreed, delivery: Delivery) -> dict[int, BothShares]:
     """Open the shares that others dealt to this site, by dealer.
 
-    Raises MaskingError when a box was altered or does not hold what its dealer said.
+    Raises MaskingError, with the dealer's name, when a box was altered or does not hold what its dealer said.
     """
     member = memory.place(on.roster)
     held = {}
     for parcel in delivery.parcels:
-        plain = unseal(box_key(memory, on, parcel.dealer, member), parcel.sealed, on.digest)
+        dealer = repr(on.name(parcel.dealer)[:80])
+        plain = unseal(box_key(memory, on, parcel.dealer, member), parcel.sealed, on.digest, dealer)
         both = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
         if share_digests(on, parcel.dealer, member, both) != (parcel.self_share_digest, parcel.key_share_digest):
-            raise MaskingError(
-                f"the shares of {on.name(parcel.dealer)[:80]!r} are not those that it signed for; leave that site out"
-            )
+            raise MaskingError(f"the shares of {dealer} are not those that it signed for; leave that site out")
         held[parcel.dealer] = both
     return held
 

@@ -22,7 +22,7 @@ from cairn.masking.checks import (
     check_vote,
     check_votes,
 )
-from cairn.masking.keys import agree, derive, public_half
+from cairn.masking.keys import agree, check_public, derive, public_half
 from cairn.masking.messages import (
     KEY,
     SELF,
@@ -51,8 +51,10 @@ Dealings = Mapping[int, Dealing]  # by dealer
 
 
 def accept_advertisement(session: Session, advertisement: SignedAdvertisement, identities: Identities) -> None:
-    """Refuse message 1 of another session, of an unknown site or badly signed."""
+    """Refuse message 1 of another session, of an unknown site, badly signed or with a key that stops the others."""
     check_advertisement(digest(session), advertisement, identities)
+    check_public(advertisement.body.cipher_key)
+    check_public(advertisement.body.mask_key)
 
 
 def make_roster(session: Session, advertisements: Iterable[SignedAdvertisement], identities: Identities) -> Roster:

@@ -138,7 +138,7 @@ def fix(memory: Memory, tally: bytes, covers: tuple[bytes, ...], earlier: Iterab
 
     tally    SHA-256 of the plain words
     covers   fingerprints of the windows in them, rising
-    earlier  the site's memories of other sessions
+    earlier  all of the site's memories; its own among them does no harm
     Raises MaskingError.
     """
     there(memory.delivery, "delivery of shares")
@@ -149,7 +149,8 @@ def fix(memory: Memory, tally: bytes, covers: tuple[bytes, ...], earlier: Iterab
         raise MaskingError("this site voted already and can send no counts in this session; wait for the next")
     for other in earlier:
         shared = sorted(set(other.covers) & set(covers))
-        if shared and other.tally and not other.free and other.session != memory.session:
+        itself = (other.session, other.seed) == (memory.session, memory.seed)
+        if shared and other.tally and not other.free and not itself:
             raise MaskingError(
                 f"window {shared[0].hex()[:12]} was masked in attempt {other.session.attempt} and may be in its sum; "
                 "it can go out again when enough sites agreed to leave it out there"

@@ -211,7 +211,7 @@ def test_a_share_altered_or_given_to_another_is_refused(enlisted: Federation) ->
     flipped = bytes([own.parcels[0].sealed[0] ^ 1]) + own.parcels[0].sealed[1:]
     for sealed in (flipped, other.parcels[1].sealed, own.parcels[0].sealed[:-1], b""):
         parcels = (replace(own.parcels[0], sealed=sealed), *own.parcels[1:])
-        with pytest.raises(MaskingError, match="altered on its way"):
+        with pytest.raises(MaskingError, match=r"site/0001.* was altered"):
             site.take(enlisted.memories[0], replace(own, parcels=parcels), enlisted.identities)
 
 
@@ -304,6 +304,15 @@ def test_counts_that_may_be_in_one_sum_do_not_go_into_another(uploaded: Federati
     again.take(0)
     with pytest.raises(MaskingError, match="may be in its sum"):
         site.fix(again.memories[0], bytes(32), (FINGERPRINT,), uploaded.memories[:1])
+
+
+def test_counts_do_not_go_again_into_the_same_session_begun_anew(uploaded: Federation) -> None:
+    anew = Federation(5, salt=1)
+    anew.enlist()
+    anew.deal(range(5))
+    anew.take(0)
+    with pytest.raises(MaskingError, match="may be in its sum"):
+        site.fix(anew.memories[0], bytes(32), (FINGERPRINT,), uploaded.memories[:1])
 
 
 def test_counts_are_free_again_once_enough_sites_agreed_to_leave_them_out(uploaded: Federation) -> None:
@@ -443,10 +452,12 @@ def test_a_dealing_of_wrong_shape_is_refused(enlisted: Federation) -> None:
         server.accept_dealing(enlisted.on, replace(enlisted.dealings[1], deal=short), enlisted.identities)
 
 
-def test_an_advertisement_of_a_key_that_agrees_on_nothing_stops_the_dealing(enlisted: Federation) -> None:
+def test_an_advertisement_of_a_key_that_agrees_on_nothing_is_refused(enlisted: Federation) -> None:
     members = list(enlisted.roster.members)
     body = replace(members[2].body, cipher_key=bytes(32))
     members[2] = SignedAdvertisement(body, sign(enlisted.keys[2], encode(body)))
+    with pytest.raises(MaskingError, match="not a usable X25519 key"):
+        server.accept_advertisement(enlisted.session, members[2], enlisted.identities)
     enlisted.roster = replace(enlisted.roster, members=tuple(members))
     with pytest.raises(MaskingError, match="not a usable X25519 key"):
         deal(enlisted)

@@ -202,14 +202,14 @@ def test_a_forged_signature_names_whom_it_is_forged_for() -> None:
 
 def test_a_box_opens_with_its_key_and_context_alone() -> None:
     box = keys.seal(b"k" * 32, b"shares", b"roster")
-    assert keys.unseal(b"k" * 32, box, b"roster") == b"shares"
+    assert keys.unseal(b"k" * 32, box, b"roster", "site 0") == b"shares"
     for key, sealed, context in (
         (bytes(32), box, b"roster"),
         (b"k" * 32, box, b"other"),
         (b"k" * 32, box[:3], b"roster"),
     ):
-        with pytest.raises(MaskingError):
-            keys.unseal(key, sealed, context)
+        with pytest.raises(MaskingError, match="site 0"):
+            keys.unseal(key, sealed, context, "site 0")
 
 
 # ---- fixed point

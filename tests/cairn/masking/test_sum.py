@@ -1,11 +1,14 @@
 """Secure aggregation gives the plain sum of those who uploaded, bit for bit, or refuses, whoever is lost when."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cairn.errors import MaskingError, TooFewSurvivors
+from cairn.masking import site
 from cairn.masking.messages import KEY, SELF
 from cairn.masking.rules import connected, neighbours, rules
 
@@ -85,6 +88,38 @@ def test_masked_words_of_the_same_counts_look_random_and_differ_between_sessions
         bits = np.unpackbits(federation.masked[0].view(np.uint8))
         assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
     assert not (first.masked[0] == second.masked[0]).any()
+
+
+def test_a_site_killed_before_or_after_it_wrote_its_memory_answers_the_same_byte_for_byte() -> None:
+    """Each step is done three times: from what was known before, from that again, and from what is known after."""
+    federation = Federation(3)
+    cells = some_cells(federation)
+
+    def thrice(number: int, does: Callable[[], object]) -> None:
+        before = federation.memories[number]
+        first, after = does(), federation.memories[number]
+        federation.memories[number] = before
+        assert (does(), federation.memories[number]) == (first, after)
+        assert (does(), federation.memories[number]) == (first, after)
+
+    federation.enlist()
+    for number in range(3):
+        thrice(number, lambda n=number: federation.step(n, site.deal, *_deals(federation, n), least=3))
+    federation.deal(range(3))
+    for number in range(3):
+        thrice(number, lambda n=number: federation.take(n))
+        thrice(number, lambda n=number: (federation.upload(n, cells[n]), federation.masked[n].tobytes()))
+    federation.close()
+    for number in range(3):
+        thrice(number, lambda n=number: federation.vote(n))
+    federation.agree(range(3))
+    for number in range(3):
+        thrice(number, lambda n=number: federation.reveal(n))
+    assert np.array_equal(federation.total(), sum(cells))
+
+
+def _deals(federation: Federation, number: int) -> tuple:
+    return federation.roster, federation.keys[number], federation.identities
 
 
 @pytest.fixture(scope="module")
