@@ -27,6 +27,7 @@ FAINT: Final = "#66757a"
 HEAT: Final = "inferno"
 TALL, WIDE = 4.6, 7.0  # inches, of a panel at most
 ANSWERS: Final = 3.4  # inches, width of the column with the answer
+CELLS: Final = 100  # a side, of a map as it is shown
 SMALL: Final = 0.015  # of the image's longer side: a box below it is drawn with a ring round it
 MOST_PATCHES: Final = 24  # in the strip below; the page lists all
 IN_A_ROW: Final = 12
@@ -131,7 +132,7 @@ def as_colours(pixels: Pixels) -> Pixels:
 
 
 def _attended(found: Attended) -> tuple[Panel, ...]:
-    heat = found.map * found.map.size  # 1 is an even share
+    heat, most = found.map * found.map.size, float(found.map.max() * found.map.size)  # 1 is an even share
 
     def boxes(axes: Axes) -> None:
         _show(axes, as_colours(found.subject.pixels), found.subject.size)
@@ -139,7 +140,7 @@ def _attended(found: Attended) -> tuple[Panel, ...]:
 
     def attention(axes: Axes) -> None:
         _show(axes, _grey(found.subject.pixels), found.subject.size)
-        _overlay(axes, heat, found.subject.size, float(heat.max()), 0.75)
+        _overlay(axes, *_coarse(heat, found.subject.size), most, 0.75)
 
     return (
         Panel(
@@ -152,7 +153,7 @@ def _attended(found: Attended) -> tuple[Panel, ...]:
             "Attention",
             "How likely each place was to be looked at; 1 is an even share of the image.",
             attention,
-            (0.0, float(heat.max()), "times an even share"),
+            (0.0, most, "times an even share"),
         ),
     )
 
@@ -213,7 +214,20 @@ def _grey(pixels: Pixels) -> Pixels:
     return as_colours(grey[None])
 
 
-def _overlay(axes: Axes, values: npt.NDArray[np.float32], size: tuple[int, int], most: float, alpha: float) -> None:
+def _coarse(
+    values: npt.NDArray[np.float32], size: tuple[int, int]
+) -> tuple[npt.NDArray[np.float32], tuple[float, float]]:
+    """Bring a map to at most CELLS cells a side, the most of those in each, and say how far it reaches then.
+
+    On the map of a slide one cell, which may have all attention, would be too small to be seen.
+    """
+    (rows, columns), by = values.shape, -(-max(values.shape) // CELLS)
+    padded = np.pad(values, ((0, -rows % by), (0, -columns % by)))
+    coarse = padded.reshape(padded.shape[0] // by, by, padded.shape[1] // by, by).max((1, 3))
+    return coarse, (size[0] * padded.shape[0] / rows, size[1] * padded.shape[1] / columns)
+
+
+def _overlay(axes: Axes, values: npt.NDArray[np.float32], size: tuple[float, float], most: float, alpha: float) -> None:
     """Lay colours over what is shown, the more the higher the value."""
     share = np.clip(values / max(most, 1e-12), 0, 1)
     axes.imshow(
@@ -239,7 +253,8 @@ def _draw_boxes(axes: Axes, found: Attended) -> None:
         axes.add_patch(box)
         if found.side < SMALL * max(found.subject.size):
             middle = patch.column + found.side / 2, patch.row + found.side / 2
-            axes.plot(*middle, "o", ms=13, mfc="none", mec=colour, mew=wide, path_effects=[framed])
+            axes.plot(*middle, "o", ms=13, mfc="none", mec=GROUND, mew=wide + 1.4)
+            axes.plot(*middle, "o", ms=13, mfc="none", mec=colour, mew=wide)
     _number(axes, found)
 
 

@@ -92,6 +92,15 @@ def test_attention_lights_up_the_part_of_the_image_that_it_lies_on() -> None:
     assert drawn[:, :395].max() == 0
 
 
+def test_a_single_cell_of_a_slides_map_can_be_seen_where_it_is() -> None:
+    where = np.zeros((331, 662), np.float32)
+    where[220, 330] = 1
+    drawn = pixels_of(panels(replace(TWO, map=where))[1], TWO.subject).sum(2)
+    bright = np.argwhere(drawn > 100)
+    np.testing.assert_allclose(bright.mean(0), [400 * 220.5 / 331, 800 * 330.5 / 662], atol=6)
+    np.testing.assert_allclose(np.ptp(bright, axis=0), 8, atol=3)
+
+
 def test_a_patch_drawn_several_times_is_one_place_with_the_sum_of_its_weights() -> None:
     votes = [[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]
     found = looked([[20, 60], [130, 300], [20, 60]], [0.3, 0.4, 0.2], votes).patches
@@ -108,7 +117,7 @@ def test_numbers_that_would_lie_on_one_another_give_way_to_the_weightiest() -> N
 
 def test_a_patch_too_small_to_be_seen_on_a_slide_has_a_ring() -> None:
     slide = replace(TWO, subject=replace(TWO.subject, size=(20_000, 40_000)))
-    assert [len(make_figure(one).axes[0].lines) for one in (TWO, slide)] == [0, 2]
+    assert [len(make_figure(one).axes[0].lines) for one in (TWO, slide)] == [0, 4]  # dark, and bright on it
 
 
 def test_the_picture_says_the_answer_the_label_and_what_was_read(tmp_path: Path) -> None:
