@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cairn.errors import ConfigError
+from agent_trainer.settings import read_settings
 
 VGG_SIDE, SMALL_SIDE = 32, 4  # by what a masker's strides divide an image's side
 Method = Literal["apga", "none", "cutout", "gradcam", "end-to-end"]
@@ -99,12 +99,4 @@ class ApgaConfig(BaseModel):
 
 def read_config(text: str) -> ApgaConfig:
     """Read a run's settings from JSON. Raises ConfigError with the first thing that is wrong."""
-    try:
-        return ApgaConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(sorted(ApgaConfig.model_fields))
-        hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"the run's APGA settings: {place + ': ' if place else ''}{message}{hint}") from error
+    return read_settings(ApgaConfig, text, "APGA")

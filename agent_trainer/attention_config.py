@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cairn.errors import ConfigError
+from agent_trainer.settings import read_settings
 
 
 class AttentionConfig(BaseModel):
@@ -93,12 +93,4 @@ class AttentionConfig(BaseModel):
 
 def read_attention_config(text: str) -> AttentionConfig:
     """Read a run's settings from JSON. Raises ConfigError with the first thing that is wrong."""
-    try:
-        return AttentionConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(sorted(AttentionConfig.model_fields))
-        hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"the run's attention settings: {place + ': ' if place else ''}{message}{hint}") from error
+    return read_settings(AttentionConfig, text, "attention")

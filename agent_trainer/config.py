@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cairn.errors import ConfigError
+from agent_trainer.settings import read_settings
 
 PADDING = 1  # pixels on each side of every convolution, as in rl-medical
 
@@ -129,12 +129,4 @@ class DqnConfig(BaseModel):
 
 def read_config(text: str) -> DqnConfig:
     """Read a run's settings from JSON. Raises ConfigError with the first thing that is wrong."""
-    try:
-        return DqnConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(sorted(DqnConfig.model_fields))
-        hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"the run's DQN settings: {place + ': ' if place else ''}{message}{hint}") from error
+    return read_settings(DqnConfig, text, "DQN")
