@@ -21,7 +21,7 @@ from cairn.masking.messages import (
     Vote,
     Votes,
 )
-from cairn.masking.rules import Rules, rules
+from cairn.masking.rules import Rules, connected, neighbours, rules
 
 Identities = Mapping[str, ec.EllipticCurvePublicKey]  # site name → the key of its certificate
 
@@ -134,7 +134,7 @@ def check_covers(session: Session, covers: tuple[bytes, ...]) -> None:
 
 
 def check_survivors(on: Agreed, within: Joined, survivors: Survivors, identities: Identities) -> tuple[int, ...]:
-    """Refuse survivors who are too few, did not deal, or whose receipts do not agree with roster and circle.
+    """Refuse survivors who are too few, did not deal, could be summed apart, or have other receipts.
 
     returns  the members, rising; none when the session is to be given up
     """
@@ -147,9 +147,22 @@ def check_survivors(on: Agreed, within: Joined, survivors: Survivors, identities
         )
     if not set(members) <= set(within.dealers):
         raise MaskingError("a site is named a survivor that dealt no shares; stop this session")
+    check_together(on, within, frozenset(members))
     for receipt in survivors.receipts:
         check_receipt(on, within, receipt, identities)
     return members
+
+
+def check_together(on: Agreed, within: Joined, survivors: frozenset[int]) -> None:
+    """Refuse survivors among whom some would be masked by too few who survive. Raises TooFewSurvivors, MaskingError."""
+    for signed in within.circle.deals:
+        body = signed.body
+        if body.dealer in survivors and len(survivors & set(body.holders)) < on.numbers.beside:
+            raise TooFewSurvivors(
+                f"too few survive beside {on.name(body.dealer)[:80]!r} to keep its counts hidden; wait for more sites"
+            )
+    if not connected(neighbours(within.circle.deals), survivors):
+        raise MaskingError("the survivors fall into groups that could be summed apart; stop this session")
 
 
 def check_vote(on: Agreed, vote: SignedVote, identities: Identities) -> None:

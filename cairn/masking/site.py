@@ -15,9 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cairn.errors import MaskingError, RosterChanged, TooFewSurvivors
 from cairn.masking.canonical import decode, digest, encode
 from cairn.masking.checks import (
-    Agreed,
     Identities,
-    Joined,
     check_circle,
     check_covers,
     check_roster,
@@ -58,7 +56,7 @@ from cairn.masking.messages import (
     Vote,
     Votes,
 )
-from cairn.masking.rules import connected, neighbours, pair
+from cairn.masking.rules import neighbours, pair
 from cairn.masking.stream import Mask
 
 Key = ec.EllipticCurvePrivateKey
@@ -214,7 +212,6 @@ def vote(
         own = [signed.body for signed in survivors.receipts if signed.body.member == member]
         if own and (not memory.receipt or own[0] != decode(SignedReceipt, memory.receipt).body):
             raise MaskingError("an upload is counted in this site's name that it did not sign for; stop this session")
-        _hang_together(on, within, frozenset(members))
         body = Vote(on.digest, within.digest, member, members)
     if memory.vote:
         signed = decode(SignedVote, memory.vote)
@@ -256,15 +253,3 @@ def release(memory: Memory, votes: Votes, identities: Identities) -> Memory:
     if memory.place(on.roster) in check_votes(on, votes, identities).survivors:
         raise MaskingError("this site's counts are in the sum; they cannot go out again")
     return replace(memory, free=1)
-
-
-def _hang_together(on: Agreed, within: Joined, survivors: frozenset[int]) -> None:
-    """Refuse survivors among whom some would be masked by too few who survive. Raises MaskingError."""
-    for signed in within.circle.deals:
-        body = signed.body
-        if body.dealer in survivors and len(survivors & set(body.holders)) < on.numbers.beside:
-            raise TooFewSurvivors(
-                f"too few survive beside {on.name(body.dealer)[:80]!r} to keep its counts hidden; wait for more sites"
-            )
-    if not connected(neighbours(within.circle.deals), survivors):
-        raise MaskingError("the survivors fall into groups that could be summed apart; stop this session")

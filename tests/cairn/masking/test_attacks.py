@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cairn.errors import IdentityError, MaskingError, RosterChanged, TooFewSurvivors
 from cairn.masking import server, site
 from cairn.masking.canonical import digest, encode
-from cairn.masking.checks import joined
+from cairn.masking.checks import check_together, joined
 from cairn.masking.keys import sign
 from cairn.masking.messages import (
     KEY,
@@ -279,6 +279,28 @@ def test_a_site_s_old_upload_in_its_own_name_is_refused(enlisted: Federation) ->
     enlisted.receipts[0] = SignedReceipt(body, sign(enlisted.keys[0], encode(body)))
     with pytest.raises(MaskingError, match="did not sign for"):
         vote(enlisted, 0, range(5))
+
+
+def test_survivors_who_could_be_summed_apart_are_refused(uploaded: Federation) -> None:
+    """As if each of the five had dealt to two: 0, 1 and 2 to one another, 3 and 4 to each other and one more."""
+    holders = ((1, 2), (0, 2), (0, 1), (2, 4), (2, 3))
+    deals = tuple(
+        replace(signed, body=replace(signed.body, holders=to))
+        for signed, to in zip(uploaded.within.circle.deals, holders, strict=True)
+    )
+    within = joined(replace(uploaded.within.circle, deals=deals))
+    for beside, survivors, error in (
+        (2, {0, 1, 2, 3, 4}, None),
+        (1, {0, 1, 3, 4}, MaskingError),
+        (2, {0, 1, 2, 3}, TooFewSurvivors),
+        (1, {0, 1, 2, 3}, None),
+    ):
+        on = replace(uploaded.on, numbers=replace(uploaded.on.numbers, beside=beside))
+        if error is None:
+            check_together(on, within, frozenset(survivors))
+        else:
+            with pytest.raises(error, match=r"summed apart|beside"):
+                check_together(on, within, frozenset(survivors))
 
 
 # ---- the same counts twice
