@@ -56,7 +56,7 @@ class DqnConfig(BaseModel):
     epsilon_end: float = Field(0.1, ge=0, le=1)
     epsilon_steps: int = Field(100_000, ge=1)  # environment steps over which it falls linearly
     steps_per_update: float = Field(1.0, gt=0)  # environment steps an update; paper 1 §III: "on each step"
-    warm_up: int = Field(10_000, ge=1)  # transitions kept before the first update; the paper gives none
+    warm_up: int = Field(10_000, ge=1)  # environment steps before the first update; the paper gives none
 
     # replay
     replay: Literal["uniform", "prioritised", "sketched", "sketched_td"] = "uniform"

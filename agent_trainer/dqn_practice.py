@@ -59,6 +59,7 @@ class DqnPractice:
         self._agents = np.arange(config.envs)
         self.replay.begin(self._searches.reset(self._chosen(config.envs)), self._agents)
         self._steps = 0  # in the environment, over all rounds
+        self._acted = 0  # … since this object was made, with an empty replay
         self._owed = 0.0  # updates that the steps made allow
         self._restore()
 
@@ -99,7 +100,7 @@ class DqnPractice:
         sums = Sums()
         while sums.updates < updates:
             self._act(sums)
-            if len(self.replay) < min(self.config.warm_up, self.config.capacity):
+            if self._acted < self.config.warm_up:
                 yield sums
                 continue
             self._owed += self.config.envs / self.config.steps_per_update
@@ -125,6 +126,7 @@ class DqnPractice:
         if len(ended):
             self.replay.begin(searches.reset(self._chosen(len(ended)), agents=ended), ended)
         self._steps += len(agents)
+        self._acted += len(agents)
         sums.steps += len(agents)
         sums.reward += float(step.reward.sum())  # mm
         sums.episodes += len(ended)

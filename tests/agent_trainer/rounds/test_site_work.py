@@ -19,7 +19,7 @@ from cairn.kernels import load
 from cairn.plan import ReplayPlan, fingerprint
 from cairn.sketch import Sketch
 from cairn.tally import Tally, zeros
-from cairn.transitions import cell_histogram
+from cairn.transitions import TransitionCoder, cell_histogram
 
 CONFIG = DqnConfig(
     tasks=("liver",),
@@ -131,6 +131,18 @@ def test_a_restarted_site_keeps_its_optimiser_and_its_exploration(tmp_path):
     restarted.train(order(2), WEIGHTS)
     assert restarted._practice[1].learner.updates == 10
     assert restarted._practice[1]._steps > steps
+
+
+def test_a_replay_that_can_never_be_full_learns_all_the_same(tmp_path):
+    """Of a few unique tuples, each kept once, no replay of this size ever holds as many as the warm-up's steps."""
+    coarse = CONFIG.model_copy(update={"pool": (1, 1), "radix": 2, "capacity": 40, "warm_up": 200})
+    work, _ = site(tmp_path)
+    work.train(order(1, coarse), WEIGHTS)
+    practice = work._practice[1]
+    practice.replay.code_with(TransitionCoder((1, 1), np.full((1, 1), 128, np.uint8), 1, 4, coarse.reward_edges))
+    metrics, _ = work.train(order(2, coarse), WEIGHTS)
+    assert metrics["updates"] == 5
+    assert len(practice.replay) < 40
 
 
 def merged(published, rows):
