@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_learner import AttentionLearner
-from agent_trainer.attention_networks import FeatureNetwork
+from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_practice import covered, look
 from agent_trainer.attention_views import View, draw_change, map_shape, rarity
 from agent_trainer.patches import Big
@@ -97,9 +97,7 @@ class Features:
 
     def __init__(self, config: AttentionConfig, seed: int, side: int | None) -> None:
         self.config, self.side = config, side
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self._network = FeatureNetwork(config)
+        self._network = Networks(config, seed).classifier  # with the first weights that attention sampling's has
         self._adam = torch.optim.Adam(self._network.parameters(), config.learning_rate, fused=True)
         self._rng = np.random.default_rng(seed)
         self._small: dict[int, Pixels] = {}
@@ -161,14 +159,14 @@ class Features:
 
 
 SMALL = 224  # pixels a side of the small image, as classifiers have it
-LEARNERS = ("attention", "attention_plain", "prior_alone", "random", "small", "whole")
+LEARNERS = ("attention", "no_prior", "prior_alone", "random", "small", "whole")
 
 
 def learner(name: str, config: AttentionConfig, seed: int) -> Learner:
     """Make a learner.
 
     attention        by the task's settings
-    attention_plain  the paper's: no prior, and patches weighed as printed
+    no_prior         the same without the prior: attention begins alike everywhere, as in the paper
     prior_alone      patches drawn by the prior, by nothing that is learned
     random           patches from anywhere
     small, whole     the image at SMALL x SMALL pixels, and as it is
@@ -176,7 +174,7 @@ def learner(name: str, config: AttentionConfig, seed: int) -> Learner:
     match name:
         case "attention":
             return Attention(config, seed)
-        case "attention_plain":
+        case "no_prior":
             return Attention(config.model_copy(update={"prior": "none"}), seed)
         case "prior_alone":
             return Attention(config.model_copy(update={"train_attention": False}), seed)
