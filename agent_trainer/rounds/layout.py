@@ -13,6 +13,7 @@ from cairn.errors import Diverged, TrainingError
 Vector: TypeAlias = npt.NDArray[np.float32]
 Layout: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of the arrays, in the order in which they lie in the vector."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how PyTorch ends the names of a normalisation's
 
 
 def layout_of(weights: Mapping[str, npt.NDArray[np.float32]]) -> Layout:
@@ -35,6 +36,12 @@ def unflatten(vector: Vector, layout: Layout) -> Weights:
         )
     parts = np.split(vector, np.cumsum(sizes, dtype=np.int64))[:-1]
     return {name: part.reshape(shape).copy() for (name, shape), part in zip(layout, parts, strict=True)}
+
+
+def learnt(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Tell what training learns from what a normalisation counts; bool[n] for a vector, False for `STATISTICS`."""
+    found = [np.full(int(np.prod(shape)), not name.endswith(STATISTICS)) for name, shape in layout]
+    return np.concatenate([np.empty(0, np.bool_), *found])
 
 
 def check_finite(vector: Vector) -> None:

@@ -100,7 +100,7 @@ class Run:
         self._clock = clock
         self._spec, self._config, self._checkpoints, self._desk = spec, config, checkpoints, desk
         self._layout = lay.layout_of(weights)
-        self._strategy = Strategy(spec)
+        self._strategy = Strategy(spec, self._layout)
         self._plans = ReplayPlans(spec.name, config if isinstance(config, DqnConfig) else None)
         self.progress = Progress(0)
         self._weights = lay.flatten(weights)

@@ -1,19 +1,19 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 from flwr.common.constant import ErrorCode
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.classification import count, figures
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds.checkpoints import Checkpoints
-from agent_trainer.rounds.layout import flatten
+from agent_trainer.rounds.layout import flatten, unflatten
 from agent_trainer.rounds.run import Run, read_report
-from agent_trainer.rounds.wire import read_order
+from agent_trainer.rounds.wire import answer, read_order
 from cairn.codec import decode_plan
 from cairn.errors import CairnError, Diverged, PlanError, TooFewSites, TrainingError
 from cairn.plan import ReplayPlan, ReplayRangesPlan, fingerprint
@@ -22,6 +22,13 @@ from cairn.tally import Tally, zeros
 from tests.agent_trainer.rounds.post import MovingClock, Post, Site, adds, fails, in_turn
 
 ZERO = {"a": np.zeros((2, 2), np.float32), "b": np.zeros(3, np.float32)}
+NORMALISED = {
+    "conv.weight": np.zeros((2, 2), np.float32),
+    "norm.running_var": np.ones(2, np.float32),
+    "norm.num_batches_tracked": np.zeros((), np.float32),
+    "norm.weight": np.ones(2, np.float32),
+}
+LEARNT = {name: NORMALISED[name] for name in ("conv.weight", "norm.weight")}
 
 
 @dataclass
@@ -93,20 +100,100 @@ def test_the_average_is_weighted_by_examples(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("weights", [ZERO, NORMALISED], ids=["plain", "normalised"])
 @pytest.mark.parametrize("strategy", OPTIONS)
-def test_every_strategy_survives_a_restart_after_each_round_with_the_same_result(tmp_path, strategy):
+def test_every_strategy_survives_a_restart_after_each_round_with_the_same_result(tmp_path, strategy, weights):
     """Three rounds in one go equal three processes of one round."""
     apps = (adds(1, examples=2), adds(2), adds(4, examples=3))
-    whole = begin(tmp_path / "whole", spec(strategy=strategy))
+    whole = begin(tmp_path / "whole", spec(strategy=strategy), weights=weights)
     grid, sites = post(*apps)
     for _ in range(3):
         play(whole, grid, sites)
     for _ in range(3):
-        play(begin(tmp_path / "parts", spec(strategy=strategy)), grid, sites)
+        play(begin(tmp_path / "parts", spec(strategy=strategy), weights=weights), grid, sites)
     made = weights_of(tmp_path / "whole")
     np.testing.assert_array_equal(made, weights_of(tmp_path / "parts"))
     assert made.dtype == np.float32
     assert (made > 0.01).all()
+
+
+def learns(amount, variances, batches, examples=1.0):
+    """A site that adds to what is learnt, and in every round finds the next variance, and its number of batches."""
+    left = iter(variances)
+
+    def app(message):
+        order, vector = read_order(message)
+        weights, variance = unflatten(vector, order.layout), next(left)
+        for name in LEARNT:
+            weights[name] += np.float32(amount)
+        if "norm.running_var" in weights:
+            weights["norm.running_var"][:] = variance
+            weights["norm.num_batches_tracked"][...] = batches
+        return answer({"examples": examples}, flatten(weights), message)
+
+    return app
+
+
+def learnt_of(tmp_path):
+    """What the last checkpoint holds: of every array, and of those that are learnt."""
+    weights = Checkpoints(tmp_path / "run", {}).latest().weights
+    return weights, {name: weights[name] for name in LEARNT}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"])
+def test_statistics_are_the_sites_mean_under_every_strategy_and_change_nothing_for_the_weights(tmp_path, strategy):
+    made = {}
+    for whose, network in (("normalised", NORMALISED), ("bare", LEARNT)):
+        run = begin(tmp_path / whose, spec(strategy=strategy), weights=network)
+        grid, sites = post(learns(0.5, (40, 0.4, 0.04), 100, examples=3), learns(2, (80, 0.8, 0.08), 500))
+        for variance in (50, 0.5, 0.05):  # rises far, then falls to where momentum would shoot below 0
+            play(run, grid, sites)
+            found, made[whose] = learnt_of(tmp_path / whose)
+            if whose == "normalised":
+                np.testing.assert_allclose(found["norm.running_var"], variance, rtol=1e-6)
+                np.testing.assert_allclose(found["norm.num_batches_tracked"], 200)
+    for name in LEARNT:
+        np.testing.assert_array_equal(made["normalised"][name], made["bare"][name])
+
+
+def test_krum_chooses_by_what_is_learnt_and_takes_the_statistics_of_its_choice(tmp_path):
+    apps = (
+        learns(1.0, [2], 10),
+        learns(1.1, [7], 5000),  # far from all others only by its batches
+        learns(1.25, [3], 11),
+        learns(1.5, [4], 12),
+        learns(-500.0, [1e6], 13),
+    )
+    play(begin(tmp_path, spec(strategy="krum"), weights=NORMALISED), *post(*apps))
+    found, _ = learnt_of(tmp_path)
+    np.testing.assert_allclose(found["conv.weight"], 1.1, rtol=1e-6)
+    np.testing.assert_array_equal(found["norm.running_var"], 7)
+    assert found["norm.num_batches_tracked"] == 5000
+
+
+def test_a_trimmed_mean_trims_the_statistics_too(tmp_path):
+    run = begin(tmp_path, spec(strategy="trimmed-mean", strategy_options={"beta": 0.25}), weights=NORMALISED)
+    play(run, *post(*(learns(1, [variance], 10) for variance in (1, 2, 3, 1e6))))
+    np.testing.assert_allclose(learnt_of(tmp_path)[0]["norm.running_var"], 2.5)
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_checkpoint_whose_momentum_is_of_the_statistics_too_goes_on_without_that(tmp_path, strategy):
+    """Checkpoints from before the statistics were kept from the strategy hold it."""
+    of_statistics = flatten({name: np.full_like(a, name not in LEARNT) for name, a in NORMALISED.items()}) > 0
+    made = []
+    for whose in ("now", "before"):
+        grid, sites = post(learns(1, [5, 6], 10))
+        play(begin(tmp_path / whose, spec(strategy=strategy), weights=NORMALISED), grid, sites)
+        checkpoints = Checkpoints(tmp_path / whose / "run", {})
+        saved = checkpoints.latest()
+        assert saved.strategy
+        if whose == "before":
+            held = {name: np.where(of_statistics, np.float32(9), value) for name, value in saved.strategy.items()}
+            checkpoints.save(replace(saved, strategy=held))
+        play(begin(tmp_path / whose, spec(strategy=strategy), weights=NORMALISED), grid, sites)
+        made.append(weights_of(tmp_path / whose))
+    np.testing.assert_array_equal(*made)
 
 
 def test_fedprox_tells_the_sites_its_mu(tmp_path):
@@ -303,6 +390,7 @@ def test_a_run_with_uniform_replay_asks_for_no_tally(tmp_path):
     assert desk.published == []
 
 
+@settings(deadline=None)  # writes and syncs files
 @given(damage=st.sampled_from(["state.json", "weights.safetensors", "strategy.safetensors", "replay.tally"]))
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path_factory, damage):
     tmp_path = tmp_path_factory.mktemp("run")
