@@ -8,11 +8,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from agent_trainer.algorithms import VALIDATION
 from agent_trainer.config import DqnConfig
 from agent_trainer.ending import SearchEnd
 from agent_trainer.environment import Searches
 from agent_trainer.scenes.scene import Pixels, Place, Scene
+from cairn.figures import VALIDATION
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]

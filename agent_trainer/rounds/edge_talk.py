@@ -8,11 +8,11 @@ import json
 import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 from agent_trainer.rounds.layout import Vector
-from cairn.errors import PolicyError
+from cairn.errors import PolicyError, TrainingError
 from cairn.figures import told
 
 WAIT_S = 60.0  # for the edge's leave to hand an update to Flower
@@ -27,8 +27,14 @@ class EdgeTalk:
         self._leaves: dict[str, tuple[threading.Event, list[str]]] = {}
 
     def say(self, event: str, **fields: object) -> None:
-        """Write one line."""
-        line = json.dumps({"event": event, **fields}, allow_nan=False)
+        """Write one line. Raises TrainingError, and writes nothing, for a number that is not finite."""
+        try:
+            line = json.dumps({"event": event, **fields}, allow_nan=False)
+        except ValueError as error:
+            raise TrainingError(
+                "the model answers with numbers that are not finite: its training has diverged; choose another model, "
+                "or resume its run with a smaller learning rate"
+            ) from error
         with self._lock:
             print(line, file=self._out, flush=True)
 
@@ -39,9 +45,9 @@ class EdgeTalk:
         numbers = {name: float(value) for name, value in told(metrics).items() if math.isfinite(value)}
         self.say("round", run=run, round=number, phase=phase, metrics=numbers)
 
-    def problem(self, sentence: str, kind: str = "the trainer has a problem") -> None:
-        """Show a person at the site a problem, whose kind alone the aggregator learns; an empty one takes it back."""
-        self.say("problem", sentence=sentence[:1000], kind=kind)
+    def problems(self, sentences: Sequence[str], kind: str) -> None:
+        """Show people at the site what is wrong, of which the aggregator learns the kind alone; none takes it back."""
+        self.say("problem", sentences=[sentence[:1000] for sentence in sentences], kind=kind)
 
     def hand_over(self, run: str, number: int, update: Vector) -> None:
         """Wait until the edge has written an update into its audit log. Raises PolicyError when it must stay."""

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from agent_trainer.algorithms import algorithm
 from agent_trainer.rounds.checkpoints import Checkpoints
@@ -18,7 +19,7 @@ from agent_trainer.rounds.daemons import end_with_stdin
 from agent_trainer.rounds.desk import GrpcDesk
 from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.grid import server_task
-from agent_trainer.rounds.run import RoundReport, Run
+from agent_trainer.rounds.run import Desk, RoundReport, Run
 from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words
 from cairn.enrolment import tls_files
@@ -78,11 +79,7 @@ class Middle:
         self._desk.end(ended, message)
 
     def _played(self, control: Control, spec: RunSpec) -> tuple[str, str]:
-        chosen = algorithm(spec.algorithm)
-        config = chosen.read_config(json.dumps(spec.settings))
-        about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
-        checkpoints = Checkpoints(self._folder / spec.name, about)
-        run = Run(spec, config, chosen.first_weights(config, spec.seed), checkpoints, self._desk)
+        run = begun(spec, self._folder / spec.name, self._desk)
         tracker = Tracker(self._folder / spec.name, spec, self._desk.log)
         if run.reported is not None:
             self._desk.report(run.reported)
@@ -124,6 +121,26 @@ class Middle:
 
     def _sites(self, control: Control) -> dict[int, str]:
         return {node.node_id: node.site for node in control.register(self._desk.keys())}
+
+
+def begun(spec: RunSpec, folder: Path, desk: Desk) -> Run:
+    """Begin a run, or go on behind the last checkpoint in `folder`.
+
+    The files that a run begins with are read before its first checkpoint only: behind one they may be gone.
+    Raises ConfigError for settings or such a file, TrainingError for a checkpoint.
+    """
+    chosen = algorithm(spec.algorithm)
+    config = chosen.read_config(json.dumps(spec.settings))
+    about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
+    checkpoints = Checkpoints(folder, about)
+    goes_on = bool(checkpoints.rounds())
+    weights = chosen.first_weights(_without_files(config) if goes_on else config, spec.seed)
+    return Run(spec, config, weights, checkpoints, desk)
+
+
+def _without_files(config: Any) -> Any:
+    # Of what this makes, a run that goes on needs names, shapes and their order; no file changes those.
+    return config.model_copy(update={name: None for name, value in config if isinstance(value, Path)})
 
 
 def main() -> None:

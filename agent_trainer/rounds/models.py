@@ -1,11 +1,13 @@
 """The federation's models as a site keeps them, so that people there can watch them search."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from agent_trainer.algorithms import Weights, algorithm
 from cairn.errors import CairnError, TrainingError
@@ -57,10 +59,8 @@ class Models:
         """List the models, the newest first; files that cannot be read are left out."""
         found: list[ModelHead] = []
         for path in sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
-            try:
-                found.append(self._head(path))
-            except TrainingError:
-                continue
+            with suppress(*UNREADABLE, CairnError):
+                found.append(head_of(path))
         return found
 
     def load(self, run: str) -> Model:
@@ -68,21 +68,27 @@ class Models:
         path = self._folder / f"{run}.safetensors"
         if path not in self._folder.glob("*.safetensors"):  # as the folder itself names it: no way leads out of it
             raise TrainingError(f"there is no model of the run {run} at this site")
-        head = self._head(path)
-        return Model(head.run, head.number, head.algorithm, head.config, load_file(path))
+        with _explained(path), safe_open(path, "np") as file:  # once: `keep` may put the next round in its place
+            head = _head(file)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            return Model(head.run, head.number, head.algorithm, head.config, weights)
 
-    def _head(self, path: Path) -> ModelHead:
-        try:
-            return head_of(path)
-        except (*UNREADABLE, CairnError) as error:
-            raise TrainingError(
-                f"the model {path.stem} cannot be read; it is replaced in the run's next round"
-            ) from error
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*UNREADABLE, CairnError) as error:
+        raise TrainingError(f"the model {path.stem} cannot be read; it is replaced in the run's next round") from error
 
 
 def head_of(path: Path) -> ModelHead:
     """Read a weights file's head. Raises one of UNREADABLE, or ConfigError."""
     with safe_open(path, "np") as file:
-        about = file.metadata() or {}
+        return _head(file)
+
+
+def _head(file: safe_open) -> ModelHead:
+    about = file.metadata() or {}
     name = about["algorithm"]
     return ModelHead(about["run"], int(about["round"]), name, algorithm(name).read_config(about["settings"]))

@@ -85,15 +85,7 @@ class Site:
 
     def _answer(self) -> None:
         while True:
-            question = self._questions.get()
-            name = str(question["id"])
-            try:
-                fields = self._page.answer(question)
-            except Exception as error:  # noqa: BLE001 - whoever asked gets a sentence, and the next one an answer
-                if not isinstance(error, CairnError):
-                    self._words.incident(name, error)
-                fields = {"event": "refused", "sentence": refusal(error)[:1000]}
-            self._talk.say(fields.pop("event"), id=name, **fields)
+            reply(self._questions.get(), self._page, self._talk, self._words)
 
     def _train(self) -> None:
         executor = SiteExecutor(self._link, make_app(self._work), self._words.incident)
@@ -105,6 +97,18 @@ class Site:
             except Exception as error:  # noqa: BLE001 - one task's failure must not end the thread
                 self._words.incident(secrets.token_hex(4), error)
             time.sleep(AWAY_S)
+
+
+def reply(question: Mapping[str, Any], page: SitePage, talk: EdgeTalk, words: Words) -> None:
+    """Answer a question of the page. Whatever goes wrong, whoever asked gets a sentence, and the next one an answer."""
+    name = str(question["id"])
+    try:
+        fields = page.answer(question)
+        talk.say(fields.pop("event"), id=name, **fields)
+    except Exception as error:  # noqa: BLE001 - one question's failure must not end the thread
+        if not isinstance(error, CairnError):
+            words.incident(name, error)
+        talk.say("refused", id=name, sentence=refusal(error)[:1000])
 
 
 def read_told(path: Path) -> Told:
@@ -134,7 +138,7 @@ def main() -> None:
         torch.set_num_threads(told.threads)
         site = Site(told, given.spool, Link(given.supernode, given.secret.read_bytes()), out, words)
     except CairnError as error:
-        EdgeTalk(out).problem(str(error), "the trainer cannot start")
+        EdgeTalk(out).problems([str(error)], "the trainer cannot start")
         raise SystemExit(1) from error
     site.run(sys.stdin)
     os._exit(0)  # other threads may be in the middle of a round; what must not be lost is on disk

@@ -5,7 +5,8 @@ An image is asked for by the name that the list gave it: no word from outside be
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,12 +15,13 @@ from agent_trainer.explanation_pictures import panel_png, panels, patch_png, rem
 from agent_trainer.labelled.sources import Example, LabelledSource, load_labelled
 from agent_trainer.rounds.models import ModelHead, Models
 from agent_trainer.scenes.settings import LabelImages, SceneSource
-from cairn.errors import TrainingError
+from cairn.errors import CairnError, TrainingError
 from cairn.palette import cluster_colour
 
 SHOWN: Final = 300  # images in a list
 PATCHES: Final = 60  # in an answer
 NAME: Final = 200  # letters
+AGAIN_S: Final = 30.0  # after which images that could not be loaded are looked for again; an open page asks every 3 s
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,32 @@ class _Found:
     learned: frozenset[str]
 
 
-class SiteExplain:
-    """Answers the page; each answer is the fields of one line. Used from one thread."""
+@dataclass(frozen=True)
+class _Failed:
+    """Why the labelled images of one model could not be loaded, and until when that is not tried again."""
 
-    def __init__(self, sources: Sequence[LabelledSource], scenes: Sequence[SceneSource], models: Models) -> None:
-        self._sources, self._models = sources, models
+    model: tuple[str, int]
+    error: CairnError
+    until_s: float
+
+
+class SiteExplain:
+    """Answers the page; each answer is the fields of one line. Used from one thread.
+
+    clock  seconds, of any origin
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LabelledSource],
+        scenes: Sequence[SceneSource],
+        models: Models,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sources, self._models, self._clock = sources, models, clock
         self._labels = [scene.folder for scene in scenes if isinstance(scene, LabelImages)]
         self._found: _Found | None = None
+        self._failed: _Failed | None = None
         self._ready: tuple[tuple[str, int], Explainer] | None = None
 
     def choices(self, run: str | None, part: str) -> dict[str, Any]:
@@ -88,18 +109,28 @@ class SiteExplain:
         if not self._sources:
             raise TrainingError("this site has no labelled images; add a table training.labelled to site.toml")
         if self._found is None or self._found.model != model:
-            config = head.config
-            data = load_labelled(
-                self._sources, config.classes, config.validation_share, groups=config.groups, learning=False
-            )
-            learned = data.train
-            if config.shots:
-                learned = load_labelled(
-                    self._sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots
-                ).train
-            examples = {_image(example): example for example in data.train + data.validation}
-            self._found = _Found(model, examples, frozenset(map(_image, learned)))
+            failed = self._failed
+            if failed is not None and failed.model == model and self._clock() < failed.until_s:
+                raise failed.error.with_traceback(None)
+            try:
+                self._found = self._load(head)
+            except CairnError as error:
+                self._failed = _Failed(model, error, self._clock() + AGAIN_S)
+                raise
         return self._found
+
+    def _load(self, head: ModelHead) -> _Found:
+        config = head.config
+        data = load_labelled(
+            self._sources, config.classes, config.validation_share, groups=config.groups, learning=False
+        )
+        learned = data.train
+        if config.shots:
+            learned = load_labelled(
+                self._sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots
+            ).train
+        examples = {_image(example): example for example in data.train + data.validation}
+        return _Found((head.run, head.number), examples, frozenset(map(_image, learned)))
 
 
 def explained_fields(explanation: Explanation, label: str | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Questions of classifiers are `site_explain`'s.
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,20 @@ SIDE = 1400  # pixels of a picture for the page; larger images are shown smaller
 
 
 class SitePage:
-    """Answers the page; each answer is the fields of one line. Used from one thread."""
+    """Answers the page; each answer is the fields of one line. Used from one thread.
 
-    def __init__(self, sources: Sequence[SceneSource], labelled: Sequence[LabelledSource], models: Models) -> None:
+    clock  seconds, of any origin
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SceneSource],
+        labelled: Sequence[LabelledSource],
+        models: Models,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sources, self._models = sources, models
-        self._explaining = SiteExplain(labelled, sources, models)
+        self._explaining = SiteExplain(labelled, sources, models, clock)
         self._scenes: tuple[str, Scenes] | None = None  # settings, and what was loaded with them
         self._agent: tuple[Model, Learner] | None = None
 

@@ -24,6 +24,7 @@ from cairn.errors import CairnError, PlanMismatch, PolicyError, TrainingError
 
 BUDGET: Final = 0.8  # of a round's deadline, after which a site ends its training and answers
 TELL_EVERY_S: Final = 2.0
+REMARKS: Final = 10  # on the data for training that a site's page shows at once
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,13 @@ class SiteWork:
         try:
             practice = chosen.begin(config, place)
         except CairnError as error:
-            self._talk.problem(str(error), "the data of a run cannot be used")
+            self._talk.problems([str(error)], "the data of a run cannot be used")
             raise
         self._tell_problems(practice)
         return practice
 
     def _tell_problems(self, practice: Practice) -> None:
-        found = practice.problems
-        self._talk.problem(
-            f"{len(found)} remarks on the data for training; the first: {found[0]}" if found else "",
-            "something is wrong with the data for training",
-        )
+        self._talk.problems(shown(practice.problems), "something is wrong with the data for training")
 
     def _take(self, practice: Practice, order: Order, weights: Vector, number: int) -> None:
         """Load the federation's weights, made by round `number`, and keep them for the site's page."""
@@ -146,6 +143,13 @@ class SiteWork:
                 "or ask for less before the first update"
             )
         return {**done.numbers(), **practice.figures()}
+
+
+def shown(problems: Sequence[str]) -> list[str]:
+    """Choose what the site's page shows: the newest first, as what training does to masks comes behind the data."""
+    newest = list(reversed(problems))
+    more = len(newest) - REMARKS
+    return newest if more <= 0 else [*newest[:REMARKS], f"and {more} more remarks on the data for training"]
 
 
 def _replay(practice: Practice, order: Order) -> Replay | None:

@@ -3,10 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from agent_trainer.algorithms import VALIDATION
-from cairn.figures import IMAGES
+from cairn.figures import IMAGES, VALIDATION
 
-SUMMED = {"examples", "updates"}
+SUMMED = {"examples", "updates", "masks/collapses", "masks/restarts"}
 LARGEST = {"seconds"}
 
 

@@ -7,12 +7,16 @@ Answer   ArrayRecord "weights" {flat} (of a train message only), MetricRecord "m
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from agent_trainer.rounds.layout import Layout, Vector, check_finite, read_layout, write_layout
 from cairn.errors import TrainingError
+from cairn.run import AlgorithmName
+from cairn.study import Name
 
 WEIGHTS, FLAT, ROUND, METRICS = "weights", "flat", "round", "metrics"
 EXAMPLES = "examples"
@@ -20,10 +24,12 @@ TRAIN, EVALUATE = "train.{}", "evaluate.{}"  # message types, of an algorithm
 METRIC_LIMIT = 1000  # numbers that a site may send
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Order:
     """What a site is asked to do in a round.
 
+    run         its name, which is also that of folders and files at a site: `read_order` lets no other word through
     algorithm   its name
     settings    the algorithm's own, JSON
     seed        of the run; a site adds its own name and the round
@@ -34,18 +40,21 @@ class Order:
     counts      tally file: the sum of all merged replay tallies; b"" before there is one
     """
 
-    run: str
-    number: int
-    algorithm: str
+    run: Name
+    number: Annotated[int, Field(ge=0)]
+    algorithm: AlgorithmName
     settings: str
     seed: int
     layout: Layout
     evaluate: bool
-    deadline_s: float
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     plan: bytes = b""
     coder_plan: bytes = b""
     counts: bytes = b""
-    proximal_mu: float = 0.0
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+_ORDER: Final = TypeAdapter(Order)
 
 
 def arrays(vector: Vector) -> ArrayRecord:
@@ -77,10 +86,15 @@ def read_order(message: Message) -> tuple[Order, Vector]:
     if record is None or weights is None:
         raise TrainingError("the train message holds no order that this version can read; update the older side")
     fields = {name.replace("-", "_"): value for name, value in record.items() if name != "server-round"}
+    layout = read_layout(str(fields.get("layout", "")))
     try:
-        order = Order(**{**fields, "layout": read_layout(str(fields["layout"]))})  # type: ignore[arg-type]  # the names are checked by the call, the values were ours
-    except (KeyError, TypeError) as error:
-        raise TrainingError("the order of the round has other fields than expected; update the older side") from error
+        order = _ORDER.validate_python({**fields, "layout": layout})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise TrainingError(
+            f"the order of the round cannot be followed, its {where} is wrong ({first['msg']}); update the older side"
+        ) from error
     return order, vector(weights)
 
 

@@ -233,14 +233,14 @@ class RoundTold(_Message):
 
 
 class Trouble(_Message):
-    """Something that a person should see; an empty sentence takes it back.
+    """What a person should see, in place of what was told before; none takes it back.
 
-    sentence  stays at the site
-    kind      what the aggregator is told: no file name, no value
+    sentences  stay at the site
+    kind       what the aggregator is told: no file name, no value
     """
 
     event: Literal["problem"]
-    sentence: str = Field(max_length=1000)
+    sentences: tuple[Word, ...] = Field(max_length=50)
     kind: str = Field("the trainer has a problem", max_length=200)
 
 

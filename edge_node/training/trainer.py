@@ -184,7 +184,7 @@ class Trainer:
             case RoundTold():
                 self._rounds.told(news)
             case Trouble():
-                self._board.problems("trainer", [Problem(news.kind, news.sentence)] if news.sentence else [])
+                self._board.problems("trainer", [Problem(news.kind, sentence) for sentence in news.sentences])
             case Update():
                 self._let_go(news)
             case _:

@@ -20,22 +20,22 @@ CLASSES: Final = ("dark", "light")
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "apga": {
         "side": 16, "channels": 1, "classifier": "small", "masker": "small", "small_channels": [4, 8], "batch": 6,
-        "learning_rate": 0.01, "pretrain_updates": 10, "round_updates": 15, "validation_share": 0.34,
+        "learning_rate": 0.01, "pretrain_updates": 10, "round_updates": 15, "validation_share": 0.6,
         "balance": "weights",
     },
     "attention": {
         "channels": 1, "patch": 8, "patches": 4, "reduction": 2, "filters": 4, "layers": 2, "attention_filters": 4,
-        "batch": 4, "round_updates": 40, "validation_share": 0.34, "sampling": "without",
+        "batch": 4, "round_updates": 40, "validation_share": 0.6, "sampling": "without",
     },
 }  # fmt: skip
 
 
 def folders(place: Path, seed: int, *classes: str) -> Path:
-    """Write nine small images a class, and one file that is none."""
+    """Write 24 small images a class, and one file that is none."""
     rng = np.random.default_rng(seed)
     for name in classes:
         (place / name).mkdir(parents=True)
-        for number in range(9):
+        for number in range(24):
             pixels = rng.normal(70 if name == "dark" else 180, 25, (32, 32)).clip(0, 255).astype(np.uint8)
             Pillow.fromarray(pixels).save(place / name / f"{number}.png")
     (place / classes[0] / "broken.png").write_bytes(b"\x89PNG")
@@ -106,10 +106,8 @@ def check(told: dict[str, Any]) -> None:
 
 def test_apga_goes_to_its_end_with_a_site_of_one_class(seen: Observed, apga: dict[str, Any]) -> None:
     check(apga)
-    (problem,) = status(seen, SITES[1]).problems
-    assert " remarks on the data for training; the first: all images of this site are of the class light; it" in problem
-    log = (seen.running.folder / "logs" / "aggregator.log").read_bytes()
-    assert b"broken.png" not in log
+    problems = status(seen, SITES[1]).problems
+    assert any(problem.startswith("all images of this site are of the class light; it") for problem in problems)
 
 
 def test_attention_goes_on_behind_its_last_checkpoint_when_the_aggregator_was_killed(
@@ -133,7 +131,7 @@ def test_the_best_model_is_measured_on_images_that_lie_here(
     found = json.loads(cairn(seen, "evaluate", kind, "--images", given, "--plot", plot, "--json"))
     best = max(told["rounds"], key=lambda one: one["metrics"]["validation/balanced_accuracy"])
     assert found["round"] == best["round"], "the first of equals"
-    assert (found["measures"]["n"], np.sum(found["confusion"])) == (18, 18)
+    assert (found["measures"]["n"], np.sum(found["confusion"])) == (48, 48)
     assert plot.stat().st_size > 10_000
 
 

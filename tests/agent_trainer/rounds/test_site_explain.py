@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_practice import first_weights
 from agent_trainer.labelled.settings import read_labelled
 from agent_trainer.rounds.models import Model, Models
-from agent_trainer.rounds.site_explain import PATCHES, SHOWN
+from agent_trainer.rounds.site_explain import AGAIN_S, PATCHES, SHOWN
 from agent_trainer.rounds.site_page import SitePage
 from cairn.errors import CairnError, ImageError, TrainingError
 from edge_node.training.messages import Classifiers, Explained, read_line
@@ -43,9 +45,9 @@ def keep(models: Models, run: str = "smears", number: int = 3, **settings: objec
     models.keep(Model(run, number, "attention", config, first_weights(config, 0)))
 
 
-def page(images: Path, models: Models) -> SitePage:
+def page(images: Path, models: Models, clock: Callable[[], float] = time.monotonic) -> SitePage:
     table = {"kind": "folders", "images": str(images)}
-    return SitePage((), read_labelled(json.dumps([table]), Path()), models)
+    return SitePage((), read_labelled(json.dumps([table]), Path()), models, clock)
 
 
 def listed(site: SitePage, run: str | None = None, part: str = "") -> Classifiers:
@@ -159,3 +161,32 @@ def test_a_site_without_labelled_images_is_told_so(models: Models) -> None:
     keep(models)
     with pytest.raises(CairnError, match=r"no labelled images; add a table training\.labelled"):
         listed(SitePage((), (), models))
+
+
+def test_images_that_could_not_be_loaded_are_looked_for_again_only_after_a_while(images: Path, models: Models) -> None:
+    keep(models)
+    away = images.rename(images.with_name("away"))
+    images.mkdir()
+    now = [0.0]
+    site = page(images, models, lambda: now[0])
+    with pytest.raises(CairnError) as first:
+        listed(site)
+    images.rmdir()
+    away.rename(images)
+    now[0] = AGAIN_S - 1
+    with pytest.raises(type(first.value)) as again:
+        listed(site)
+    assert str(again.value) == str(first.value)
+    now[0] = AGAIN_S + 1
+    assert listed(site).total == 8
+
+
+def test_a_failure_to_load_the_images_of_one_model_does_not_keep_another_from_its_own(
+    images: Path, models: Models
+) -> None:
+    keep(models, classes=("none", "other"))
+    site = page(images, models)
+    with pytest.raises(CairnError):
+        listed(site)
+    keep(models, run="newer")
+    assert listed(site).total == 8

@@ -11,7 +11,7 @@ from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import flatten, layout_of
 from agent_trainer.rounds.models import Models
 from agent_trainer.rounds.replay_plans import ReplayPlans
-from agent_trainer.rounds.site_work import SiteSettings, SiteWork
+from agent_trainer.rounds.site_work import REMARKS, SiteSettings, SiteWork, shown
 from agent_trainer.rounds.wire import Order
 from cairn import codec
 from cairn.errors import ConfigError, PlanMismatch, PolicyError, TrainingError
@@ -96,7 +96,9 @@ def test_a_round_changes_the_weights_and_tells_how_it_went(tmp_path):
     assert 0 < metrics["replay/fill"] < 1
     assert trained.shape == WEIGHTS.shape
     assert not np.array_equal(trained, WEIGHTS)
-    assert [news["phase"] for news in edge.events("round")] == ["begins", "ends"]
+    phases = [news["phase"] for news in edge.events("round")]
+    assert (phases[0], phases[-1]) == ("begins", "ends")
+    assert set(phases[1:-1]) <= {"trains"}
     (update,) = edge.events("update")
     assert update["bytes"] == trained.nbytes
 
@@ -215,8 +217,17 @@ def test_a_site_with_another_task_set_tells_its_people_why_and_the_aggregator_on
     with pytest.raises(ConfigError):
         work.train(order(), WEIGHTS)
     (problem,) = edge.events("problem")
-    assert "spleen" in problem["sentence"]
+    assert ["spleen" in sentence for sentence in problem["sentences"]] == [True]
     assert "spleen" not in problem["kind"]
+
+
+def test_of_many_remarks_the_newest_are_shown_and_the_others_counted():
+    broken = [f"{n}.png: truncated" for n in range(REMARKS + 4)]
+    told = shown([*broken, "the masks had collapsed"])
+    assert told[:2] == ["the masks had collapsed", broken[-1]]
+    assert told[REMARKS:] == ["and 5 more remarks on the data for training"]
+    assert shown(broken[:REMARKS]) == broken[REMARKS - 1 :: -1]
+    assert shown([]) == []
 
 
 def test_a_deadline_that_leaves_no_time_for_an_update_is_an_error_and_not_an_old_weight(tmp_path):

@@ -86,6 +86,34 @@ def test_a_train_message_of_another_version_is_one_clear_error(content):
         read_order(message(RecordDict(content)))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run", ".."),
+        ("run", "/tmp/run"),
+        ("run", "sella/../../run"),
+        ("run", ".run"),
+        ("run", ""),
+        ("run", 7),
+        ("algorithm", "DQN"),
+        ("number", -1),
+        ("number", "third"),
+        ("settings", 3),
+        ("seed", 0.5),
+        ("evaluate", "perhaps"),
+        ("deadline-s", math.nan),
+        ("deadline-s", 0.0),
+        ("plan", 1.0),
+        ("proximal-mu", math.inf),
+    ],
+)
+def test_an_order_whose_fields_are_of_another_kind_is_refused_before_a_name_of_it_becomes_a_path(field, value):
+    record = ConfigRecord({**order_record(ORDER), field: value})
+    content = RecordDict({WEIGHTS: arrays(np.zeros(3, np.float32)), ROUND: record})
+    with pytest.raises(TrainingError, match=rf"its {field.replace('-', '_')} is wrong .*; update the older side$"):
+        read_order(message(content))
+
+
 def reply(metrics, weights=None):
     return answer(metrics, weights, message(RecordDict()))
 
@@ -127,6 +155,16 @@ def test_numbers_of_sites_merge_as_means_over_examples_sums_and_the_largest_time
         {"examples": 1, "updates": 20, "seconds": 9, "loss": 5.0, "reward": 2.0},
     ]
     assert merged_metrics(sites) == {"examples": 4, "updates": 30, "seconds": 9, "loss": 2.0, "reward": 2.0}
+
+
+def test_collapses_and_restarts_of_masks_are_counted_over_all_sites():
+    sites = [
+        {"examples": 30, "masks/collapses": 2, "masks/restarts": 1, "masks/kept": 0.5},
+        {"examples": 10, "masks/collapses": 1, "masks/restarts": 0, "masks/kept": 0.1},
+    ]
+    assert merged_metrics(sites) == pytest.approx(
+        {"examples": 40, "masks/collapses": 3, "masks/restarts": 1, "masks/kept": 0.4}
+    )
 
 
 SCORES = st.lists(st.floats(0, 100), min_size=1, max_size=8)
