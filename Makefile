@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	sh tests/prepare.sh
-	$(VENV)/bin/python -m pytest -m "not gpu"
+	$(VENV)/bin/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/python -m benchmarks
