@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agent_trainer.settings import read_settings
+from agent_trainer.settings import Classes, read_settings
 
 VGG_SIDE, SMALL_SIDE = 32, 4  # by what a masker's strides divide an image's side
 Method = Literal["apga", "none", "cutout", "gradcam", "end-to-end"]
@@ -16,7 +16,7 @@ class ApgaConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: tuple[str, ...] = Field(min_length=2)  # names; a class's number is its place here. Two: binary
+    classes: Classes  # names; a class's number is its place here. Two: binary
     method: Method = "apga"  # the paper's, or one of the baselines it is compared with
 
     # the images

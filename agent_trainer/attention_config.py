@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agent_trainer.settings import read_settings
+from agent_trainer.settings import Classes, read_settings
 
 
 class AttentionConfig(BaseModel):
@@ -13,7 +13,7 @@ class AttentionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: tuple[str, ...] = Field(min_length=2)  # a class's number is its place here
+    classes: Classes  # a class's number is its place here
     channels: Literal[1, 3] = 3
 
     # where to look

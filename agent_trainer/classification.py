@@ -1,8 +1,13 @@
-"""How good a classifier is, as counts that sites add up: nobody's probabilities or labels leave a site. Pure."""
+"""How good a classifier is, as counts that sites add up. Pure.
+
+All that a site tells follows from its counts, and of fewer than LEAST images it tells nothing. Which image is which
+nobody learns, but few images hide little: a class with a single one shows what it was taken for and the bin of each of
+its probabilities, and so do the counts of two rounds between which one image came or went.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,14 +20,18 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 BINS = 50  # of a class's probability
-CALIBRATION = 10  # bins of the confidence
+CALIBRATION = 20  # bins of the confidence
+LEAST = 10  # examples, below which a site tells nothing
 MOST = 2**40  # examples that a site may say it has; sums of more would lose some
 SENT = 900  # numbers of a site's figures; a message may hold 1000
+MOST_CLASSES = 25  # of which the confusion matrix, and two bins of each class's probability, are no more than SENT
+LONGEST_NAME = 60  # characters of a class; a figure's name, which has it behind a prefix, may have 100
 
 # Probabilities between the bins: finest about 1/2, and fine enough at the ends that those of a network that is sure
 # of itself do not all lie in the first and the last. In logits x = 12 · sinh(3.5 t) / sinh(3.5), t even in (-1, 1).
 _LOGITS = 12 * np.sinh(3.5 * np.linspace(-1, 1, BINS + 1)[1:-1]) / np.sinh(3.5)
 EDGES: Floats = 1 / (1 + np.exp(-_LOGITS))
+MIDDLES: Floats = (np.arange(CALIBRATION) + 0.5) / CALIBRATION  # of the bins of the confidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +40,12 @@ class Counts:
 
     confusion    int64[K, K]: true × predicted
     scores       int64[K, 2, BINS]: of the probability of class k, for examples of other classes (0) and of it (1)
-    calibration  float64[CALIBRATION, 3]: examples, sum of their confidence, how many were right
+    calibration  int64[CALIBRATION, 2]: examples by their confidence, and how many of them were right
     """
 
     confusion: Ints
     scores: Ints
-    calibration: Floats
+    calibration: Ints
 
 
 def count(probabilities: npt.NDArray[Any], labels: Ints) -> Counts:
@@ -55,8 +64,8 @@ def count(probabilities: npt.NDArray[Any], labels: Ints) -> Counts:
     every = np.broadcast_to(np.arange(classes), found.shape)
     np.add.at(scores, (every, (labels[:, np.newaxis] == every).astype(np.int64), bins), 1)
     confidence = found.max(axis=1, initial=0)
-    calibration = np.zeros((CALIBRATION, 3))
-    columns = np.stack([np.ones(number), confidence, predicted == labels], axis=1)
+    calibration = np.zeros((CALIBRATION, 2), np.int64)
+    columns = np.stack([np.ones(number, np.int64), predicted == labels], axis=1)
     np.add.at(calibration, (confidence * CALIBRATION).astype(np.int64).clip(0, CALIBRATION - 1), columns)
     confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     return Counts(confusion.astype(np.int64), scores, calibration)
@@ -77,7 +86,8 @@ def measures(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
     balanced_accuracy  mean sensitivity of the classes that there are examples of
     auc                one class against the others, mean over classes: the share of pairs in the right order, those
                        in one bin counted half; within ± auc_error of that of the probabilities themselves
-    ece                Σ_b (n_b / n) · |right_b / n_b - mean confidence_b|, Guo et al. 2017, eq. 3
+    ece                Σ_b (n_b / n) · |right_b / n_b - m_b|, Guo et al. 2017, eq. 3, with the bin's middle m_b for its
+                       mean confidence: within ± 1 / (2 · CALIBRATION), half a bin, of that with the mean
 
     What is not defined is left out: the sensitivity of a class without examples, all of it without any.
     """
@@ -99,8 +109,8 @@ def measures(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
         found["auc"], found["auc_error"] = (sum(values) / len(areas) for values in zip(*areas, strict=True))
     found |= {f"sensitivity/{name}": value for name, value in sensitivity.items()}
     found |= {f"specificity/{name}": value for name, value in specificity.items()}
-    _, confidence, correct = counts.calibration.T
-    return found | {"ece": float(np.abs(confidence - correct).sum() / total)}
+    number, correct = counts.calibration.T
+    return found | {"ece": float(np.abs(number * MIDDLES - correct).sum() / total)}
 
 
 def _area(scores: Ints) -> tuple[float, float]:
@@ -115,33 +125,35 @@ def _area(scores: Ints) -> tuple[float, float]:
     return (float(positive @ below) + tied) / pairs, tied / pairs
 
 
-def figures(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
+def figures(counts: Counts, classes: Sequence[str], least: int = LEAST) -> dict[str, float]:
     """Write measures, and the counts so that they can be added to others', under validation/; zeros are left out.
 
+    classes  at most MOST_CLASSES
+    least    {} of fewer examples
+
     counts/class/NAME = place, counts/confusion/TRUE/PREDICTED, counts/scores/CLASS/WHETHER/BIN and
-    counts/calibration/BIN/COLUMN. Of many classes several bins of scores are written as one, at its first, the same
-    at all sites.
+    counts/calibration/BIN/COLUMN. Of many classes several bins of scores are one, at its first, the same at all sites.
     """
-    found = {f"{VALIDATION}{name}": value for name, value in measures(counts, classes).items()}
-    if not found:
+    if counts.confusion.sum() < max(1, least):
         return {}
-    scores = np.add.reduceat(counts.scores, np.arange(0, BINS, step := _step(len(classes))), axis=2)
+    counts = replace(counts, scores=_coarser(counts.scores))
+    found = {f"{VALIDATION}{name}": value for name, value in measures(counts, classes).items()}
     found |= {f"{VALIDATION}counts/class/{name}": float(place) for place, name in enumerate(classes)}
-    for name, values, stride in (
-        ("confusion", counts.confusion, 1),
-        ("scores", scores, step),
-        ("calibration", counts.calibration, 1),
-    ):
-        for at in np.argwhere(values):
-            place = "/".join(str(part) for part in (*at[:-1], at[-1] * stride))
-            found[f"{VALIDATION}counts/{name}/{place}"] = float(values[tuple(at)])
+    for name in ("confusion", "scores", "calibration"):
+        values: Ints = getattr(counts, name)
+        for at in np.argwhere(values).tolist():
+            found[f"{VALIDATION}counts/{name}/{'/'.join(map(str, at))}"] = float(values[tuple(at)])
     return found
 
 
-def _step(classes: int) -> int:
-    """Choose how many bins of scores are written as one, so that all figures fit into a message."""
-    others = classes * classes + 3 * classes + 3 * CALIBRATION + 6
-    return next((step for step in (1, 2, 5, 10, 25) if others + 2 * classes * BINS // step <= SENT), BINS)
+def _coarser(scores: Ints) -> Ints:
+    """Make as many bins one, at its first, as it takes for all figures to fit into a message."""
+    classes = len(scores)
+    others = 6 + 3 * classes + classes * classes + 2 * CALIBRATION
+    step = next((step for step in (1, 2, 5, 10) if others + 2 * classes * BINS // step <= SENT), 25)
+    coarse = np.zeros_like(scores)
+    coarse[..., ::step] = np.add.reduceat(scores, np.arange(0, BINS, step), axis=2)
+    return coarse
 
 
 def merge_validation(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -170,7 +182,7 @@ def _classes(site: Mapping[str, float]) -> tuple[str, ...]:
 def _counts(site: Mapping[str, float], classes: int) -> Counts | None:
     """Read a site's counts; None when they are none or do not agree with one another."""
     confusion, scores = np.zeros((classes, classes)), np.zeros((classes, 2, BINS))
-    calibration = np.zeros((CALIBRATION, 3))
+    calibration = np.zeros((CALIBRATION, 2))
     arrays = {"confusion": confusion, "scores": scores, "calibration": calibration}
     for name, value in site.items():
         kind, _, place = name.removeprefix(f"{VALIDATION}counts/").partition("/")
@@ -181,11 +193,10 @@ def _counts(site: Mapping[str, float], classes: int) -> Counts | None:
         if array is None or len(at) != array.ndim or any(i >= n for i, n in zip(at, array.shape, strict=True)):
             return None
         array[at] = value
-    whole = np.concatenate([confusion.ravel(), scores.ravel(), calibration[:, [0, 2]].ravel()])
+    whole = np.concatenate([confusion.ravel(), scores.ravel(), calibration.ravel()])
     if not ((whole >= 0) & (whole <= MOST) & (whole == np.rint(whole))).all():  # NaN is neither
         return None
     agree = (scores.sum(axis=(1, 2)) == confusion.sum()).all() and calibration[:, 0].sum() == confusion.sum()
-    sure = (calibration[:, 1] >= 0) & (calibration[:, 1] <= calibration[:, 0] * (1 + 1e-5))
-    if not (agree and sure.all()):
+    if not agree or (calibration[:, 1] > calibration[:, 0]).any():
         return None
-    return Counts(confusion.astype(np.int64), scores.astype(np.int64), calibration)
+    return Counts(confusion.astype(np.int64), scores.astype(np.int64), calibration.astype(np.int64))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from agent_trainer.classification import CALIBRATION, Counts, measures
+from agent_trainer.classification import CALIBRATION, MIDDLES, Counts, measures
 from cairn.files import write_atomically
 
 DPI: Final = 150
@@ -59,13 +59,13 @@ def _confusion(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
 
 def _calibration(axes: Axes, counts: Counts) -> None:
     """Draw the reliability diagram, Guo et al. 2017, figure 1; below it how many images are in each bin."""
-    n, confidence, correct = counts.calibration.T
+    n, correct = counts.calibration.T
     known = n > 0
     edges = np.arange(CALIBRATION) / CALIBRATION
     axes.bar(edges, n / max(1, n.sum()), width=1 / CALIBRATION, align="edge", color=FAINT, label="share of the images")
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=":", label="as sure as right")
     axes.plot(
-        confidence[known] / n[known],
+        MIDDLES[known],
         correct[known] / n[known],
         color=BAR,
         marker="o",

@@ -1,12 +1,17 @@
-"""A run's own settings, read from JSON into an algorithm's typed config."""
+"""Settings read from JSON: a run's own into its algorithm's typed config, and a site's sources of data."""
 
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from agent_trainer.classification import LONGEST_NAME, MOST_CLASSES
 from cairn.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
+ClassName: TypeAlias = Annotated[str, Field(max_length=LONGEST_NAME)]
+Classes: TypeAlias = Annotated[tuple[ClassName, ...], Field(min_length=2, max_length=MOST_CLASSES)]
+"""The classes of a run, no more than a site's figures have room for."""
 
 
 def read_settings(model: type[M], text: str, algorithm: str) -> M:
@@ -23,3 +28,22 @@ def read_settings(model: type[M], text: str, algorithm: str) -> M:
         hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"the run's {algorithm} settings: {place + ': ' if place else ''}{message}{hint}") from error
+
+
+def read_list(sources: TypeAdapter[tuple[M, ...]], text: str, folder: Path, name: str, what: str) -> tuple[M, ...]:
+    """Read a list of sources of data; paths are relative to the folder. Raises ConfigError.
+
+    name, what  for the sentence: the list's name in the settings, and what its sources are of
+    """
+    try:
+        found = sources.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    if not found:
+        raise ConfigError(f"no source of {what} is set; name at least one, so that there is something to learn from")
+    return tuple(
+        one.model_copy(update={name: folder / path.expanduser() for name, path in one if isinstance(path, Path)})
+        for one in found
+    )

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from cairn.errors import ConfigError
+from agent_trainer.settings import read_list
 
 Column = Literal["image", "label", "split", "patient", "group"]
 
@@ -114,17 +114,4 @@ _SOURCES: TypeAdapter[tuple[LabelledSource, ...]] = TypeAdapter(tuple[LabelledSo
 
 def read_labelled(text: str, folder: Path) -> tuple[LabelledSource, ...]:
     """Read a list of sources from JSON; paths are relative to the folder. Raises ConfigError."""
-    try:
-        sources = _SOURCES.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"labelled {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    if not sources:
-        raise ConfigError("no source of labelled images is set; name at least one, so that there is something to learn")
-    return tuple(_placed(source, folder) for source in sources)
-
-
-def _placed(source: LabelledSource, folder: Path) -> LabelledSource:
-    paths = {name: folder / value.expanduser() for name, value in source if isinstance(value, Path)}
-    return source.model_copy(update=paths)
+    return read_list(_SOURCES, text, folder, "labelled", "labelled images")

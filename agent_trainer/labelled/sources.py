@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent_trainer.classification import LEAST
 from agent_trainer.labelled.rows import Entry, Said, images, named, read_source
 from agent_trainer.labelled.settings import LabelledFiles, LabelledSource, Needles, read_labelled
 from agent_trainer.labelled.splitting import divide
@@ -101,6 +102,11 @@ def load_labelled(
     _check(examples, classes, groups, strange, problems, 2 if learning else 1)
     train, validation, more = divide(kept, validation_share)
     problems += [*more, *_lacking(examples, classes)]
+    if learning and 0 < len(validation) < LEAST:
+        problems.append(
+            f"{images(len(validation), 'is', 'are')} set aside to validate on, fewer than {LEAST}; this site tells "
+            "nobody how good the classifier is on them"
+        )
     if learning and not train:
         raise ImageError("all images of this site are for validation; expected at least one to learn from")
     return Labelled(_few(train, shots), tuple(validation), tuple(dict.fromkeys(problems)))

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from cairn.errors import ConfigError
+from agent_trainer.settings import read_list
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -111,17 +111,4 @@ _SOURCES: TypeAdapter[tuple[SceneSource, ...]] = TypeAdapter(tuple[SceneSource, 
 
 def read_sources(text: str, folder: Path) -> tuple[SceneSource, ...]:
     """Read a list of sources from JSON; paths are relative to the folder. Raises ConfigError."""
-    try:
-        sources = _SOURCES.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"scenes {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    if not sources:
-        raise ConfigError("no source of scenes is set; name at least one, so that there is something to learn from")
-    return tuple(_placed(source, folder) for source in sources)
-
-
-def _placed(source: SceneSource, folder: Path) -> SceneSource:
-    paths = {name: folder / value.expanduser() for name, value in source if isinstance(value, Path)}
-    return source.model_copy(update=paths)
+    return read_list(_SOURCES, text, folder, "scenes", "scenes")

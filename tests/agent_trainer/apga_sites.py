@@ -42,7 +42,7 @@ def draw(folder: Path, labels: list[int], seed: int = 0) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-def site(folder: Path, config: ApgaConfig, labels: list[int], *, seed: int = 0, held_out: int = 4) -> ApgaPractice:
+def site(folder: Path, config: ApgaConfig, labels: list[int], *, seed: int = 0, held_out: int = 10) -> ApgaPractice:
     """Begin, or go on with, a site whose last images are held out."""
     examples = draw(folder / "images", labels, seed)
     cut = len(examples) - held_out

@@ -14,7 +14,7 @@ from cairn.errors import Diverged, ImageError, TrainingError
 from tests.agent_trainer.apga_sites import CLASSES, draw, site, tiny
 
 METHODS = ("apga", "none", "cutout", "gradcam", "end-to-end")
-BOTH = [0, 1] * 8
+BOTH = [0, 1] * 11
 
 
 def train(practice: ApgaPractice, updates: int) -> dict[str, float]:
@@ -238,7 +238,7 @@ def test_a_step_that_diverges_leaves_everything_as_it_was(tmp_path: Path, networ
 
 @pytest.mark.parametrize("balance", ["none", "weights", "sampler"])
 def test_a_site_of_one_class_trains(tmp_path: Path, balance: str) -> None:
-    practice = site(tmp_path, tiny(balance=balance), [1] * 8, held_out=2)
+    practice = site(tmp_path, tiny(balance=balance), [1] * 16)
     said = train(practice, 6)
     assert np.isfinite(list(said.values())).all()
     assert practice.validate()["validation/accuracy"] == 1
@@ -270,7 +270,9 @@ def test_masks_at_inference_are_averaged_with_the_image_as_it_is(tmp_path: Path)
     assert practice.learner.probabilities(pixels).tolist() == alone.tolist()
     both = practice.learner.probabilities(pixels, masked=True)
     assert both == pytest.approx(((alone + masked) / 2).numpy())
-    assert tiny(mask_at_inference=True).mask_at_inference
+    asked = site(tmp_path / "asked", tiny(mask_at_inference=True), BOTH)
+    asked.load(practice.weights())
+    assert asked.answers(pixels) == pytest.approx(both)
 
 
 def test_images_that_cannot_be_read_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
@@ -308,7 +310,7 @@ def test_the_seam_begins_a_few_shot_run_of_one_group_at_a_site(tmp_path: Path) -
         "labels": str(tmp_path / "labels.csv"),
         "classes": {"dark": "good", "bright": "bad"},
     }
-    settings = tiny(groups=("wrist",), shots=3).model_dump_json()
+    settings = tiny(groups=("wrist",), shots=3, validation_share=0.5).model_dump_json()
     config = APGA.read_config(settings)
     place = Place({"labelled": [table]}, 3, "cpu", tmp_path / "run")
     practice = APGA.begin(config, place)
@@ -318,7 +320,7 @@ def test_the_seam_begins_a_few_shot_run_of_one_group_at_a_site(tmp_path: Path) -
     for _ in practice.train(4):
         pass
     own = practice.validate()
-    assert 2 <= own["validation/n"] <= 12, "of the wrist alone"
+    assert 10 <= own["validation/n"] <= 18, "of the wrist alone"
     merged = APGA.merge_validation([own, own])
     assert merged["validation/n"] == 2 * own["validation/n"]
     assert algorithm("apga") is APGA

@@ -1,13 +1,28 @@
 """Counts of classifications: those of parts add up, and their measures are those of the examples themselves."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
-from agent_trainer.classification import Counts, add, count, figures, measures, merge_validation
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.attention_config import AttentionConfig
+from agent_trainer.classification import (
+    CALIBRATION,
+    LONGEST_NAME,
+    MOST_CLASSES,
+    Counts,
+    add,
+    count,
+    figures,
+    measures,
+    merge_validation,
+)
 from cairn.errors import Diverged
 
 Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
@@ -34,7 +49,7 @@ def equal(one: Counts, other: Counts) -> bool:
     return (
         bool((one.confusion == other.confusion).all())
         and bool((one.scores == other.scores).all())
-        and np.allclose(one.calibration, other.calibration, rtol=1e-12)
+        and bool((one.calibration == other.calibration).all())
     )
 
 
@@ -49,7 +64,7 @@ def test_the_counts_of_parts_add_up_to_those_of_the_whole(given_: Answers, first
 @given(answers(least=1))
 def test_figures_of_sites_merge_into_the_measures_of_all_their_examples(given_: Answers) -> None:
     probabilities, labels = given_
-    sites = [figures(count(probabilities[i::3], labels[i::3]), names(probabilities)) for i in range(3)]
+    sites = [figures(count(probabilities[i::3], labels[i::3]), names(probabilities), least=1) for i in range(3)]
     pooled = measures(count(probabilities, labels), names(probabilities))
     merged = merge_validation(sites)
     assert set(merged) == {f"validation/{name}" for name in pooled}
@@ -100,7 +115,7 @@ def test_the_binning_error_of_the_auc_is_small_for_sure_and_for_unsure_networks(
 
 
 def test_sensitivity_specificity_and_calibration_are_as_by_hand() -> None:
-    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55], [0.35, 0.65]])
+    probabilities = np.array([[0.91, 0.09], [0.81, 0.19], [0.29, 0.71], [0.44, 0.56], [0.34, 0.66]])
     labels = np.array([0, 0, 0, 1, 1])
     counts = count(probabilities, labels)
     assert counts.confusion.tolist() == [[2, 1], [0, 2]]
@@ -110,10 +125,36 @@ def test_sensitivity_specificity_and_calibration_are_as_by_hand() -> None:
     assert found["specificity/ill"] == pytest.approx(2 / 3)
     assert found["sensitivity/ill"] == found["specificity/healthy"] == 1
     assert found["balanced_accuracy"] == pytest.approx(5 / 6)
-    # Bins of 0.1: 0.9 right; 0.8 right; 0.7 wrong; 0.55 right; 0.65 right. One a bin.
-    assert found["ece"] == pytest.approx((0.1 + 0.2 + 0.7 + 0.45 + 0.35) / 5)
-    # Of six pairs (ill, healthy) those of 0.7 with 0.55 and 0.65 are the wrong way round.
+    # Bins of 0.05: 0.91 right; 0.81 right; 0.71 wrong; 0.56 right; 0.66 right. One a bin, whose middles count.
+    assert found["ece"] == pytest.approx((0.075 + 0.175 + 0.725 + 0.425 + 0.325) / 5)
+    # Of six pairs (ill, healthy) those of 0.71 with 0.56 and 0.66 are the wrong way round.
     assert found["auc"] == pytest.approx(4 / 6)
+
+
+@given(answers(least=1))
+def test_the_calibration_error_is_within_half_a_bin_of_that_of_the_confidences_themselves(given_: Answers) -> None:
+    probabilities, labels = given_
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION).astype(int), CALIBRATION - 1)
+    exact = sum(abs((confidence - right)[bins == one].sum()) for one in range(CALIBRATION)) / len(labels)
+    found = measures(count(probabilities, labels), names(probabilities))["ece"]
+    assert abs(found - exact) <= 0.5 / CALIBRATION + 1e-12
+
+
+@given(answers(least=10))
+def test_all_that_a_site_tells_follows_from_whole_numbers_of_images_in_bins(given_: Answers) -> None:
+    probabilities, labels = given_
+    told = figures(count(probabilities, labels), names(probabilities))
+    counts = {name: value for name, value in told.items() if name.startswith("validation/counts/")}
+    assert all(value == round(value) for value in counts.values())
+    measured = {name: value for name, value in told.items() if name not in counts}
+    assert merge_validation([counts]) == pytest.approx(measured, abs=1e-12)
+
+
+@given(answers())
+def test_a_site_tells_nothing_of_fewer_than_ten_images(given_: Answers) -> None:
+    probabilities, labels = given_
+    assert bool(figures(count(probabilities, labels), names(probabilities))) == (len(labels) >= 10)
 
 
 def test_nobody_who_validated_gives_no_figures() -> None:
@@ -121,6 +162,27 @@ def test_nobody_who_validated_gives_no_figures() -> None:
     assert measures(nothing, ["a", "b", "c"]) == {}
     assert figures(nothing, ["a", "b", "c"]) == {}
     assert merge_validation([{}, {"validation/mean_mm": 3.0}]) == {}
+
+
+def test_the_figures_of_as_many_classes_as_a_run_may_have_fit_into_a_message_whatever_was_counted() -> None:
+    for classes in range(2, MOST_CLASSES + 1):
+        full = np.ones((classes, 2, 50), np.int64)
+        counts = Counts(np.ones((classes, classes), np.int64), full, np.ones((CALIBRATION, 2), np.int64))
+        named = [str(k).zfill(LONGEST_NAME) for k in range(classes)]
+        told = figures(counts, named, least=1)
+        assert len(told) <= 900
+        assert max(map(len, told)) <= 100
+        assert sum("/scores/" in name for name in told) >= 4 * classes, "one bin would tell nothing of the order"
+
+
+@pytest.mark.parametrize("config", [ApgaConfig, AttentionConfig])
+def test_more_classes_or_longer_names_than_a_message_has_room_for_are_refused(config: type[Any]) -> None:
+    most = tuple(str(k).zfill(LONGEST_NAME) for k in range(MOST_CLASSES))
+    assert config(classes=most).classes == most
+    with pytest.raises(ValidationError, match="at most 25 items"):
+        config(classes=(*most, "one more"))
+    with pytest.raises(ValidationError, match="at most 60 characters"):
+        config(classes=("a", "b" * 61))
 
 
 @pytest.mark.parametrize("classes", [2, 8, 14, 25])
@@ -144,7 +206,7 @@ def test_probabilities_that_are_none_are_told(value: float) -> None:
         count(np.array([[value, 0.5]]), np.array([0]))
 
 
-GOOD = figures(count(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])), ["a", "b"])
+GOOD = figures(count(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])), ["a", "b"], least=1)
 SCORE = next(name for name in GOOD if "scores" in name)
 
 
@@ -160,7 +222,8 @@ SCORE = next(name for name in GOOD if "scores" in name)
         {"validation/counts/confusion/-1/0": 1.0},
         {"validation/counts/other/0": 1.0},
         {SCORE: 7.0},
-        {"validation/counts/calibration/9/1": 1e9},
+        {"validation/counts/calibration/18/1": 3.0},
+        {"validation/counts/calibration/18/2": 1.0},
         {"validation/counts/class/c": 2.5},
         {"validation/counts/class/c": 2.0},
         {"validation/counts/class/a": 1.0, "validation/counts/class/b": 0.0, "validation/counts/confusion/1/7": 1.0},

@@ -28,7 +28,7 @@ def test_a_classifier_is_judged_by_its_balanced_accuracy_whatever_its_classes_ar
 
 def test_what_is_told_of_a_validation_has_its_measures_and_none_of_its_counts() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    known = figures(count(probabilities, np.array([0, 1, 1])), ["ill", "well"])
+    known = figures(count(probabilities, np.array([0, 1, 1])), ["ill", "well"], least=1)
     shown = told(known)
     assert {"validation/balanced_accuracy", "validation/sensitivity/ill"} <= shown.keys()
     assert known.keys() - shown.keys()

@@ -30,7 +30,7 @@ def trained(parties: Parties, name: str, kind: str) -> None:
     parties.researcher.create(name, rounds=1, algorithm=kind, settings_json=settings)
     parties.trainer.claim()
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    of_site = told(figures(count(probabilities, np.array([0, 1, 1])), CLASSES))
+    of_site = told(figures(count(probabilities, np.array([0, 1, 1])), CLASSES, least=1))
     north = {**of_site, "examples": 30.0, "images/dark": 10.0, "images/light": 20.0}
     site = training_pb2.SiteRound(site="north", state="trained", metrics=north, bytes=1)
     parties.trainer.report(

@@ -318,7 +318,8 @@ def test_of_a_classifier_the_round_with_the_largest_balanced_accuracy_is_the_bes
         sure = np.arange(4) < (next(right) if order.evaluate else 0)
         labels = np.array([0, 1, 0, 1])
         answers = np.where((labels == 1) == sure, 0.75, 0.25)
-        return adds(1, **figures(count(np.stack([1 - answers, answers], 1), labels), ("ill", "well")))(message)
+        counts = count(np.stack([1 - answers, answers], 1), labels)
+        return adds(1, **figures(counts, ("ill", "well"), least=4))(message)
 
     grid, sites = post(app)
     classifier = ApgaConfig(classes=("ill", "well"))
