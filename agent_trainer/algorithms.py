@@ -12,8 +12,6 @@ import numpy.typing as npt
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 """Arrays by name, in the network's own order; statistics of batch normalisation are among them."""
 
-VALIDATION = "validation/"  # before the names of all figures of a validation
-
 
 class Config(Protocol):
     """An algorithm's own settings, a frozen pydantic model."""
@@ -65,7 +63,7 @@ class Practice(Protocol):
         """
 
     def validate(self) -> dict[str, float]:
-        """Measure the weights on the images set aside; names begin with VALIDATION."""
+        """Measure the weights on the images set aside; names begin with `cairn.figures.VALIDATION`."""
 
     def figures(self) -> dict[str, float]:
         """Tell what else is worth telling after a round."""

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from agent_trainer.algorithms import VALIDATION
 from cairn.errors import Diverged
+from cairn.figures import VALIDATION
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flwr.app import Message, RecordDict
 
-from agent_trainer.algorithms import VALIDATION, Config, Weights, algorithm
+from agent_trainer.algorithms import Config, Weights, algorithm
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds import layout as lay
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
@@ -31,7 +31,7 @@ from agent_trainer.rounds.wire import (
 )
 from cairn import codec
 from cairn.errors import CairnError, Diverged, TooFewSites, TrainingError
-from cairn.figures import told
+from cairn.figures import VALIDATION, told
 from cairn.plan import fingerprint
 from cairn.run import RunSpec
 from cairn.tally import Tally
