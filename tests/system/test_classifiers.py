@@ -108,6 +108,8 @@ def test_apga_goes_to_its_end_with_a_site_of_one_class(seen: Observed, apga: dic
     check(apga)
     problems = status(seen, SITES[1]).problems
     assert any(problem.startswith("all images of this site are of the class light; it") for problem in problems)
+    assert any("broken.png" in problem for problem in problems)
+    assert b"broken.png" not in (seen.running.folder / "logs" / "aggregator.log").read_bytes()
 
 
 def test_attention_goes_on_behind_its_last_checkpoint_when_the_aggregator_was_killed(

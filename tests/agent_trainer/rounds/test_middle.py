@@ -30,12 +30,12 @@ def test_a_run_goes_on_behind_its_checkpoint_when_the_weights_it_began_with_are_
     save_file(first_weights(AttentionConfig.model_validate(SETTINGS), 5), file)
     run = begun(spec(file), tmp_path / "run", NotingDesk())
     list(run.play(Post({1: Site(adds(1.0))}, MovingClock()), {1: "site-1"}))
-    made = flatten(Checkpoints(tmp_path / "run", {}).latest().weights)
+    made = flatten(Checkpoints(tmp_path / "run", {}).load(1).weights)
     file.unlink()
     again = begun(spec(file), tmp_path / "run", NotingDesk())
     assert again.progress.round == 1
     list(again.play(Post({1: Site(adds(1.0))}, MovingClock()), {1: "site-1"}))
-    held = flatten(Checkpoints(tmp_path / "run", {}).latest().weights)
+    held = flatten(Checkpoints(tmp_path / "run", {}).load(2).weights)
     np.testing.assert_allclose(held, made + 1, rtol=1e-6)
 
 

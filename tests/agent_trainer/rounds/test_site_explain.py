@@ -184,7 +184,7 @@ def test_images_that_could_not_be_loaded_are_looked_for_again_only_after_a_while
 def test_a_failure_to_load_the_images_of_one_model_does_not_keep_another_from_its_own(
     images: Path, models: Models
 ) -> None:
-    keep(models, classes=("none", "other"))
+    keep(models, classes=("cat", "dog"))
     site = page(images, models)
     with pytest.raises(CairnError):
         listed(site)
