@@ -30,7 +30,8 @@ class Answers:
 def answer(model: Model, examples: Sequence[Example]) -> Answers:
     """Classify images, one after another, as the sites do when they validate.
 
-    Raises ConfigError for a model of another kind, TrainingError for weights that are not of its networks.
+    Raises ConfigError for a model of another kind or one that looks first where a tissue state is, TrainingError for
+    weights that are not of its networks.
     """
     one = _answering(model)
     found, labels, problems = [], [], []
@@ -62,6 +63,12 @@ def _answering(model: Model) -> Callable[[Example], Floats]:
 
             return whole
         case "attention":
+            if config.prior != "none" and config.prior_of == "tissue":
+                raise ConfigError(
+                    f"{model.run} looks first where {config.prior_state} is, and without a site's label images "
+                    "would answer otherwise than there; take the sites' own figures from cairn runs show, or measure a "
+                    "run without a prior of tissue"
+                )
             from agent_trainer.attention_practice import look, networks_of  # noqa: PLC0415
             from agent_trainer.patches import open_big  # noqa: PLC0415
 

@@ -30,8 +30,9 @@ def aiding(logits: Tensor) -> Tensor:
 def left_over(kept: Tensor) -> Tensor:
     """Return a mask in which an image that would be erased altogether stays whole: bool[b, 1, h, w].
 
-    Algorithm 1 would give a black image its label. There is nothing to learn in it, and a batch of them has a variance
-    of 0, whose gradient overflows behind the batch norms of a DenseNet.
+    Masked pixels become 0, which after normalisation is the mean colour. Algorithm 1 would give an image of nothing
+    else its label. There is nothing to learn in it, and a batch of them has a variance of 0, whose gradient overflows
+    behind the batch norms of a DenseNet.
     """
     return kept | ~kept.flatten(1).any(1)[:, None, None, None]
 

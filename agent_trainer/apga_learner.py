@@ -1,29 +1,42 @@
 """APGA's networks with their optimisers: steps that are whole or not at all, a round's weights, and a saved state."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_trainer import apga
+from agent_trainer import apga, saved_state
 from agent_trainer.algorithms import Weights
 from agent_trainer.apga_config import ApgaConfig
-from agent_trainer.apga_networks import CLASSIFIER, MASKER, grad_cam_layer, networks
-from agent_trainer.apga_weights import as_weights, put_weights
+from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, grad_cam_layer, networks
 from agent_trainer.masks import GradCamMasks, cutout
-from cairn.errors import Diverged, TrainingError
-from cairn.files import write_atomically
+from agent_trainer.module_weights import as_weights, put_weights
+from cairn.errors import Diverged
 
 FLAT = 1e-6  # logits that differ less over a batch say nothing any more
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved state that fits; `tensors` and `caller` are what the caller gave to `save`, besides the learner's own."""
+
+    live: list[Tensor]
+    anchor: dict[str, list[Tensor]]
+    frozen: dict[str, Tensor]
+    updates: int
+    restarts: int
+    baseline: float | None
+    pretraining: apga.Pretraining
+    mu: float
+    tensors: dict[str, Tensor]
+    caller: dict[str, Any]
 
 
 class Learner:
@@ -46,6 +59,7 @@ class Learner:
         self.baseline: float | None = None
         self.pretraining = apga.Pretraining(over=config.pretrain_updates == 0)
         self._seed, self._device = seed, torch.device(device)
+        self._run = saved_state.digest(seed, config)
         self._weigh = None if class_weights is None else torch.tensor(class_weights, device=self._device)
         self.networks = networks(config, seed).to(self._device)
         mean, std = (torch.tensor(scale, device=self._device)[:, None, None] for scale in config.scale)
@@ -57,8 +71,6 @@ class Learner:
         self._grad_cam: GradCamMasks | None = None
         self._pretrained: nn.Module | None = None  # what Grad-CAM looks through
         self._spare = [torch.empty_like(tensor) for tensor in self._live()]
-        if self.pretraining.over:
-            self._freeze()
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Adam:
         adam = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True)
@@ -86,10 +98,12 @@ class Learner:
         """
         x, y = self.scaled(pixels), torch.from_numpy(labels).to(self._device)
         torch._foreach_copy_(self._spare, self._live())
+        looked_through = self._pretrained, self._grad_cam
         try:
             made = self._made(x, y, rng)
         except Diverged:
             torch._foreach_copy_(self._live(), self._spare)
+            self._pretrained, self._grad_cam = looked_through
             raise
         self.updates += 1
         self.baseline = made.baseline if made.baseline is not None else self.baseline
@@ -119,6 +133,8 @@ class Learner:
             case "cutout":
                 return masked(cutout(len(x), config.side, config.cutout_share, rng).to(self._device))
             case "gradcam":
+                if self._grad_cam is None:  # nothing was pre-trained here: the weights that the round began with
+                    self._freeze()
                 assert self._grad_cam is not None
                 return masked(self._grad_cam(x))
             case "end-to-end":
@@ -179,7 +195,7 @@ class Learner:
             self._adam[name].zero_grad()
 
     def _freeze(self) -> None:
-        """Keep the classifier as pre-training left it, for Grad-CAM to look through."""
+        """Keep the classifier as it is, for Grad-CAM to look through: as pre-training, or the run's start, left it."""
         if self.config.method == "gradcam":
             self._pretrained = copy.deepcopy(self.networks[CLASSIFIER])
             self._grad_cam = GradCamMasks(self._pretrained, grad_cam_layer(self.config))
@@ -239,31 +255,14 @@ class Learner:
         proximal_mu  over 0 holds all updates until the next load to these weights (FedProx)
         Raises TrainingError for weights of another shape, Diverged for those that are not finite.
         """
-        put_weights(self.networks, weights, self.architecture)
+        put_weights(self.networks, weights, architecture(self.config))
         self._mu = proximal_mu
         taken = {name: [p.detach().clone() for p in some] for name, some in self._parameters.items()}
         self._anchor = taken if proximal_mu else {}
 
-    @property
-    def architecture(self) -> str:
-        """Describe in words all that decides which weights fit."""
-        config = self.config
-        sizes = (
-            f" of {', '.join(map(str, config.small_channels))} with {config.small_norm} norm"
-            if config.classifier == "small"
-            else ""
-        )
-        masker = f", masker {config.masker}" if config.masks else ""
-        return (
-            f"classifier {config.classifier}{sizes}{masker}, {config.channels} channel"
-            f"{'s' if config.channels > 1 else ''}, {len(config.classes)} classes"
-        )
-
     def save(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write the whole state to one file, atomically, and the caller's own tensors and JSON with it."""
         own = {
-            "architecture": self.architecture,
-            "method": self.config.method,
             "updates": self.updates,
             "restarts": self.restarts,
             "baseline": self.baseline,
@@ -271,9 +270,7 @@ class Learner:
             "mu": self._mu,
             "caller": dict(state),
         }
-        held = {name: tensor.contiguous() for name, tensor in {**self._named(), **tensors}.items()}
-        with write_atomically(path) as file:
-            file.write(save(held, {"learner": json.dumps(own)}))
+        saved_state.write(path, self._run, {**self._named(), **tensors}, own)
 
     def _named(self) -> dict[str, Tensor]:
         held = {f"live.{i}": tensor for i, tensor in enumerate(self._live())}
@@ -282,36 +279,45 @@ class Learner:
             held |= {f"pretrained.{name}": t for name, t in self._pretrained.state_dict().items()}
         return held
 
-    def restore(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Continue from a saved state, bit for bit; returns all its tensors and the caller's JSON.
+    def read(self, path: Path) -> Saved:
+        """Read a saved state, and check all of it; nothing is changed.
 
-        Raises TrainingError when the file cannot be read or is of another run; nothing is then changed.
+        Raises TrainingError when the file cannot be read, is of another run, or of another shape.
         """
-        try:
-            with safe_open(path, "pt", device=str(self._device)) as file:
-                state = json.loads((file.metadata() or {}).get("learner", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, ValueError) as error:
-            raise TrainingError(f"{path.name} is not a learner's saved state ({error}); restore another") from error
-        found, expected = (
-            (state.get("architecture"), state.get("method")),
-            (self.architecture, self.config.method),
-        )
-        if found != expected:
-            raise TrainingError(f"{path.name} is of another run: found {found}; expected {expected}")
-        for i, tensor in enumerate(self._live()):
-            tensor.copy_(tensors[f"live.{i}"])
-        self.updates, self.restarts, self.baseline = state["updates"], state["restarts"], state["baseline"]
-        self.pretraining, self._mu = apga.Pretraining(**state["pretraining"]), state["mu"]
-        self._anchor = {
-            name: [tensors[f"anchor.{name}.{i}"] for i in range(len(some))]
-            for name, some in self._parameters.items()
-            if self._mu
-        }
-        if self.pretraining.over:
-            self._freeze()
-        if self._pretrained is not None:
-            self._pretrained.load_state_dict(
-                {name: tensors[f"pretrained.{name}"] for name in self._pretrained.state_dict()}
+        tensors, state = saved_state.read(path, self._run)
+        alike = saved_state.alike
+        with saved_state.fitting(path):
+            mu, baseline = float(state["mu"]), state["baseline"]
+            anchor = {
+                name: [alike(tensors[f"anchor.{name}.{i}"], p) for i, p in enumerate(some)]
+                for name, some in self._parameters.items()
+                if mu
+            }
+            frozen = {
+                name: alike(tensors[f"pretrained.{name}"], t)
+                for name, t in self.networks[CLASSIFIER].state_dict().items()
+                if any(key.startswith("pretrained.") for key in tensors)
+            }
+            return Saved(
+                [alike(tensors[f"live.{i}"], tensor) for i, tensor in enumerate(self._live())],
+                anchor,
+                frozen,
+                int(state["updates"]),
+                int(state["restarts"]),
+                None if baseline is None else float(baseline),
+                apga.Pretraining(**state["pretraining"]),
+                mu,
+                tensors,
+                dict(state["caller"]),
             )
-        return tensors, state["caller"]
+
+    def take(self, saved: Saved) -> None:
+        """Continue from a saved state, bit for bit."""
+        torch._foreach_copy_(self._live(), saved.live)
+        self.updates, self.restarts, self.baseline = saved.updates, saved.restarts, saved.baseline
+        self.pretraining, self._mu, self._anchor = saved.pretraining, saved.mu, saved.anchor
+        self._pretrained = self._grad_cam = None
+        if saved.frozen:
+            self._freeze()
+            assert self._pretrained is not None
+            self._pretrained.load_state_dict(saved.frozen)

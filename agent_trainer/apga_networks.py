@@ -30,6 +30,20 @@ def networks(config: ApgaConfig, seed: int) -> nn.ModuleDict:
     return nn.ModuleDict(built).to(memory_format=torch.channels_last)
 
 
+def architecture(config: ApgaConfig) -> str:
+    """Describe in words all that decides which weights fit."""
+    sizes = (
+        f" of {', '.join(map(str, config.small_channels))} with {config.small_norm} norm"
+        if config.classifier == "small"
+        else ""
+    )
+    masker = f", masker {config.masker}" if config.masks else ""
+    return (
+        f"classifier {config.classifier}{sizes}{masker}, {config.channels} channel"
+        f"{'s' if config.channels > 1 else ''}, {len(config.classes)} classes"
+    )
+
+
 def grad_cam_layer(config: ApgaConfig) -> str:
     """Name the classifier's layer that Grad-CAM looks at: the last with a place in the image."""
     return "features" if config.classifier == "small" else "class_layers.relu"

@@ -15,11 +15,12 @@ from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.apga_config import ApgaConfig, read_config
 from agent_trainer.apga_learner import Learner
 from agent_trainer.apga_networks import load_pretrained, networks
-from agent_trainer.apga_weights import as_weights
 from agent_trainer.classification import count, figures, merge_validation
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.reading import read_all
 from agent_trainer.labelled.sources import Labelled, load_labelled, read_labelled
+from agent_trainer.module_weights import as_weights
+from agent_trainer.saved_state import fitting
 from cairn.errors import CairnError, ImageError
 
 STATE: Final = "apga.safetensors"
@@ -111,8 +112,8 @@ class ApgaPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on what cannot be used, and on the masks' last collapse."""
-        return (*self._problems, *([self._collapse] if self._collapse else []))
+        """Sentences on the masks' last collapse, which comes first since it may spoil the run, and on broken images."""
+        return (*([self._collapse] if self._collapse else []), *self._problems)
 
     def weights(self) -> Weights:
         """Copy both networks' weights, with the statistics of batch norm."""
@@ -125,6 +126,7 @@ class ApgaPractice:
     def train(self, updates: int) -> Iterator[Sums]:
         """Learn from so many batches, pre-training first; yields after each.
 
+        However the round ends, also when the caller closes it early, the masks are looked at before its end.
         Raises Diverged, with the weights from before the batch.
         """
         self._sums = sums = Sums()
@@ -136,7 +138,12 @@ class ApgaPractice:
                 self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
                 if len(self._window) >= self.config.collapse_window or made == updates:
                     self._look_at_masks(chosen, float(step.kept.mean()))
-            yield sums
+            try:
+                yield sums
+            except GeneratorExit:  # the round's time is over
+                if step.kept is not None and self._window:
+                    self._look_at_masks(chosen, float(step.kept.mean()))
+                raise
 
     def _look_at_masks(self, chosen: npt.NDArray[np.int64], kept: float) -> None:
         """Revive masks that collapsed, before anybody gets these weights."""
@@ -183,18 +190,29 @@ class ApgaPractice:
     def save(self) -> None:
         """Keep networks, optimisers, the order of images and the phase. Raises OSError."""
         queue = torch.tensor(list(self._queue), dtype=torch.int64)
-        state = {"rng": self._rng.bit_generator.state, "window": self._window, "collapses": self._collapses}
+        state = {
+            "rng": self._rng.bit_generator.state,
+            "window": self._window,
+            "collapses": self._collapses,
+            "collapse": self._collapse,
+        }
         self.learner.save(self._folder / STATE, {QUEUE: queue}, state)
 
     def _restore(self) -> None:
+        path, rng = self._folder / STATE, np.random.default_rng(0)
         try:
-            tensors, state = self.learner.restore(self._folder / STATE)
+            saved = self.learner.read(path)
+            with fitting(path):
+                queue = saved.tensors[QUEUE].tolist()
+                rng.bit_generator.state = saved.caller["rng"]
+                window = [float(share) for share in saved.caller["window"]]
+                collapses, collapse = int(saved.caller["collapses"]), str(saved.caller["collapse"])
+                places = deque(int(place) for place in queue if 0 <= place < len(self.labels))  # images may have gone
         except (OSError, CairnError):
             return  # a new run, or a state of another one: begin anew
-        queue = tensors[QUEUE].tolist()
-        self._queue = deque(place for place in queue if place < len(self.labels))  # images may have gone since
-        self._rng.bit_generator.state = state["rng"]
-        self._window, self._collapses = state["window"], state["collapses"]
+        self.learner.take(saved)
+        self._rng, self._queue, self._window = rng, places, window
+        self._collapses, self._collapse = collapses, collapse
 
 
 def first_weights(config: ApgaConfig, seed: int) -> Weights:

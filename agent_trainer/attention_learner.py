@@ -1,6 +1,5 @@
 """What learns where to look and what is seen: both networks, their optimiser, one update; paper 4 §IV, §V and §VII."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from agent_trainer import saved_state
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_draws import draw
-from agent_trainer.attention_networks import Networks, Weights, architecture
+from agent_trainer.attention_networks import Networks, Weights
 from agent_trainer.attention_sampling import (
     advantage,
     classification_loss,
@@ -26,8 +24,7 @@ from agent_trainer.attention_sampling import (
 from agent_trainer.attention_views import View
 from agent_trainer.estimators import expectation
 from agent_trainer.losses import proximal
-from cairn.errors import Diverged, TrainingError
-from cairn.files import write_atomically
+from cairn.errors import Diverged
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
 
@@ -53,12 +50,18 @@ class Update:
 class AttentionLearner:
     """Networks with their optimiser.
 
+    Images whose maps differ in shape may lie in one batch. Rewards, their mean and deviation, the losses and the
+    classifier's batch normalisation, if it has one, are over the whole batch. The attention's batch normalisation is
+    over the cells of the maps of one shape at a time: a map alone in its shape is normalised by its own cells, and the
+    running statistics move once for each shape, in the order in which the shapes come up.
+
     seed    of the first weights and of the draws
     device  of torch; the number of its threads is the caller's affair
     """
 
     def __init__(self, config: AttentionConfig, *, seed: int, device: str = "cpu") -> None:
         self.config, self.updates = config, 0
+        self._run = saved_state.digest(seed, config)
         self.networks = Networks(config, seed).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self._baseline = 0.0
@@ -100,18 +103,7 @@ class AttentionLearner:
         networks.train()
         if not config.train_attention:
             networks.attention.eval()
-        weigh = None if class_weights is None else torch.from_numpy(class_weights).to(self.generator.device)
-        parts = []
-        for shape in dict.fromkeys(view.shape for view in views):  # maps of one shape go through together
-            chosen = [place for place, view in enumerate(views) if view.shape == shape]
-            parts.append(self._part([views[i] for i in chosen], labels[chosen], weigh))
-        share = torch.tensor([len(part) for part in parts], dtype=torch.float32) / len(views)
-        total, told = (
-            sum(part.loss * s for part, s in zip(parts, share, strict=True)),
-            torch.stack([part.told for part in parts]),
-        )
-        assert isinstance(total, Tensor)
-        told = (told.cpu() * share[:, None]).sum(0)
+        total, told = self._losses(views, labels, class_weights)
         if self._mu:
             total = total + proximal(self._parameters, self._anchor, self._mu)
         gradients = torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
@@ -137,33 +129,46 @@ class AttentionLearner:
             self._baseline += (1 - config.baseline_decay) * (reward - self._baseline)
         return Update(classification, reward, entropy, right, grad_norm)
 
-    def _part(self, views: Sequence[View], labels: npt.NDArray[np.int64], weigh: Tensor | None) -> "_Part":
-        """Draw, vote and weigh up; the losses of images whose maps have one shape."""
-        config = self.config
-        y = torch.from_numpy(labels).to(self.generator.device)
-        drawn = draw(self.networks, views, config.replicas, self.generator)
-        votes = self.networks.votes(drawn.patches).view(*drawn.cells.shape, len(config.classes))
-        expected = expectation(drawn.weights(config), votes)
+    def _losses(
+        self, views: Sequence[View], labels: npt.NDArray[np.int64], class_weights: npt.NDArray[np.float32] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw, vote and weigh up: the loss of a batch, and what Update tells of it, float32[4] but for the norm."""
+        config, device = self.config, self.generator.device
+        weigh = None if class_weights is None else torch.from_numpy(class_weights).to(device)
+        of_shape: dict[tuple[int, int], list[int]] = {}
+        for place, view in enumerate(views):  # maps of one shape go through the attention together
+            of_shape.setdefault(view.shape, []).append(place)
+        parts = [draw(self.networks, [views[i] for i in some], config.replicas, self.generator)
+                 for some in of_shape.values()]  # fmt: skip
+        y = torch.from_numpy(labels[np.concatenate(list(of_shape.values()))]).to(device)  # as the parts are in order
+        votes = self.networks.votes(torch.cat([part.patches for part in parts]))
+        votes = votes.view(len(views), config.replicas, -1, len(config.classes))
+        expected = expectation(torch.cat([part.weights(config) for part in parts]), votes)
         classification = classification_loss(expected, y, weigh)
         reward = rewards(votes, y)
-        baseline = self._baseline if config.baseline == "moving" else None
         gain = advantage(
             reward,
-            baseline,
+            self._baseline if config.baseline == "moving" else None,
             per_image=config.baseline == "image",
             standardise=config.standardise,
             floor=config.deviation_floor,
         )
         if config.sampling == "conditional":
             gain = reward_to_go(gain)
+        shares = [len(part.maps) / len(views) for part in parts]
         loss = classification
         if config.train_attention:
-            loss = loss + reinforce_loss(drawn.log_a, gain, drawn.gradient_weights(config))
-            loss = loss + config.entropy_weight(self.updates) * drawn.negative_entropy
-        even = np.log(max(2, drawn.maps.shape[1]))
+            log_a = torch.cat([part.log_a for part in parts])
+            loss = loss + reinforce_loss(log_a, gain, torch.cat([part.gradient_weights(config) for part in parts]))
+            for part, share in zip(parts, shares, strict=True):
+                loss = loss + config.entropy_weight(self.updates) * share * part.negative_entropy
+        entropy = sum(
+            share * -part.negative_entropy.detach() / np.log(max(2, part.maps.shape[1]))
+            for part, share in zip(parts, shares, strict=True)
+        )
+        assert isinstance(entropy, Tensor)
         right = (expected.detach().argmax(-1) == y[:, None]).to(torch.float32).mean()
-        told = torch.stack([classification.detach(), reward.mean(), -drawn.negative_entropy.detach() / even, right])
-        return _Part(loss, told, len(views))
+        return loss, torch.stack([classification.detach(), reward.mean(), entropy, right])
 
     def load(self, weights: Mapping[str, npt.NDArray[np.float32]], proximal_mu: float = 0.0) -> None:
         """Take a round's weights; Adam's moments stay.
@@ -187,50 +192,34 @@ class AttentionLearner:
         for name, parameter in self._parameters.items():
             tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS if self.updates}
         tensors["generator"] = self.generator.get_state()
-        state = {"updates": self.updates, "mu": self._mu, "baseline": self._baseline}
-        told = {"learner": json.dumps(state | {"architecture": architecture(self.config)})}
-        with write_atomically(path) as file:
-            file.write(save({name: t.contiguous() for name, t in tensors.items()}, told))
+        saved_state.write(
+            path, self._run, tensors, {"updates": self.updates, "mu": self._mu, "baseline": self._baseline}
+        )
 
     def restore(self, path: Path) -> None:
         """Continue from a saved state, bit for bit.
 
-        Raises TrainingError when the file cannot be read or is of another architecture; nothing is then changed.
+        Raises TrainingError when the file cannot be read, is of another run, or of another shape; nothing is then
+        changed.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {}).get("learner", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, ValueError) as error:
-            raise TrainingError(f"{path.name} is not a learner's saved state ({error}); restore another") from error
-        if state.get("architecture") != architecture(self.config):
-            raise TrainingError(
-                f"{path.name} is of other networks: found {state.get('architecture', 'none')}; "
-                f"expected {architecture(self.config)}"
-            )
-        self.networks.load_state_dict(_part(tensors, "network"))
-        self._anchor, self._mu = _part(tensors, "anchor"), state["mu"]
-        self.updates, self._baseline = state["updates"], state["baseline"]
-        self.generator.set_state(tensors["generator"])
+        tensors, state = saved_state.read(path, self._run)
+        alike = saved_state.alike
+        with saved_state.fitting(path):
+            updates, mu, baseline = int(state["updates"]), float(state["mu"]), float(state["baseline"])
+            held = {name: alike(tensors[f"network.{name}"], t) for name, t in self.networks.state_dict().items()}
+            anchor = {name: alike(tensors[f"anchor.{name}"], p) for name, p in self._parameters.items() if mu}
+            moments = {
+                name: {moment: alike(tensors[f"{moment}.{name}"], p) for moment in MOMENTS}
+                for name, p in self._parameters.items()
+                if updates
+            }
+            generator = torch.Generator(self.generator.device)
+            generator.set_state(tensors["generator"])
+        self.networks.load_state_dict(held)
+        self._anchor, self._mu, self.generator = anchor, mu, generator
+        self.updates, self._baseline = updates, baseline
         self._adam.state.clear()
-        moments = {moment: _part(tensors, moment) for moment in MOMENTS}
-        for name, parameter in self._parameters.items() if self.updates else ():
-            kept = {m: torch.empty_like(parameter).copy_(moments[m][name]) for m in MOMENTS}
-            step = torch.tensor(float(self.updates), dtype=torch.float32, device=parameter.device)
+        for name, kept in moments.items():
+            parameter = self._parameters[name]
+            step = torch.tensor(float(updates), dtype=torch.float32, device=parameter.device)
             self._adam.state[parameter] = {"step": step, **kept}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The loss of some images of a batch, and what Update tells of them."""
-
-    loss: Tensor
-    told: Tensor
-    images: int
-
-    def __len__(self) -> int:
-        return self.images
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
-from cairn.errors import ConfigError, Diverged, TrainingError
+from agent_trainer.module_weights import as_weights, put_weights
+from cairn.errors import ConfigError
 
 LEVELS: Final = 255.0  # an image's numbers are divided by it
 REACH: Final = (1.0, 2.0, 4.0, 8.0)  # cells: how far from the last patch the conditional policy tells near from far
@@ -149,27 +150,14 @@ class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
 
     def weights(self) -> Weights:
         """Return a copy of everything by name, float32; statistics of batch normalisation are among it."""
-        return {name: t.detach().cpu().to(torch.float32).numpy().copy() for name, t in self.state_dict().items()}
+        return as_weights(self)
 
     def load(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Take weights; averaged variances below 0 become 0.
 
         Raises TrainingError for weights of other networks, Diverged for those that are not finite.
         """
-        own = self.state_dict()
-        for name in sorted(own.keys() | weights.keys()):
-            found = weights[name].shape if name in weights else "not there"
-            expected = tuple(own[name].shape) if name in own else "none"
-            if found != expected:
-                raise TrainingError(
-                    f"the weights are not of these networks ({architecture(self.config)}): "
-                    f"{name} is {found}, {expected} was expected"
-                )
-        if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
-            raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
-        tensors = {name: torch.tensor(array).to(own[name].dtype) for name, array in weights.items()}
-        variances = {name: t.clamp(min=0) for name, t in tensors.items() if name.endswith("running_var")}
-        self.load_state_dict(tensors | variances)
+        put_weights(self, weights, architecture(self.config))
 
 
 def monai_classifier(config: AttentionConfig) -> nn.Module:

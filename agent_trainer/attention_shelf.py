@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,12 @@ from agent_trainer.tissue_prior import Labels, density, find_labels
 from cairn.errors import ImageError
 
 Pixels = npt.NDArray[np.uint8]
+Small: TypeAlias = tuple[Pixels, npt.NDArray[np.float32] | None]
+"""What the attention sees of an image, and its prior."""
+
 WHOLE_BYTES: Final = 64 << 20  # of an image that is kept whole
 KEPT_BYTES: Final = 1 << 30  # of all that are
+SMALL_BYTES: Final = 1 << 30  # of all map inputs and priors, about 1.8 MB of a slide
 OPEN: Final = 8  # larger images at once
 
 
@@ -26,17 +30,19 @@ class Shelf:
     """Images by their path, opened when first asked for.
 
     folders  of the label images that the site's codebook made, for a prior of tissue
+    room     bytes for what the attention sees of each image, and the priors; the least recently used give way
     broken   paths of the images whose pixels could not be read
     """
 
-    def __init__(self, config: AttentionConfig, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, config: AttentionConfig, folders: Sequence[Path] = (), *, room: int = SMALL_BYTES) -> None:
         self.config, self.broken = config, set[Path]()
         tissue = config.prior != "none" and config.prior_of == "tissue"
         self._labels: Sequence[Labels] = [find_labels(folder) for folder in folders] if tissue else []
         self._whole: dict[Path, Big] = {}
         self._bytes = 0
         self._open: OrderedDict[Path, tuple[Big, ExitStack]] = OrderedDict()
-        self._small: dict[Path, tuple[Pixels, npt.NDArray[np.float32] | None]] = {}
+        self._small: OrderedDict[Path, Small] = OrderedDict()
+        self._room = room
 
     def usable(self, examples: Sequence[Example]) -> tuple[tuple[Example, ...], list[str]]:
         """Return the examples of which patches can be cut, by their sizes, and a sentence on each of the others."""
@@ -56,14 +62,22 @@ class Shelf:
         path = example.path
         try:
             big = self._image(path)
-            if path not in self._small:
-                low = big.reduced(*map_shape(self.config, big.height, big.width))
-                self._small[path] = low, self._prior(path, low)
+            low, prior = self._reduced(path, big)
         except ImageError:
             self.broken.add(path)
             raise
-        low, prior = self._small[path]
         return View(Watched(big, path, self.broken), low, prior, change or Change())
+
+    def _reduced(self, path: Path, big: Big) -> Small:
+        if path in self._small:
+            self._small.move_to_end(path)
+            return self._small[path]
+        low = big.reduced(*map_shape(self.config, big.height, big.width))
+        small = self._small[path] = low, self._prior(path, low)
+        self._room -= _bytes_of(small)
+        while self._room < 0 and len(self._small) > 1:
+            self._room += _bytes_of(self._small.popitem(last=False)[1])
+        return small
 
     def _image(self, path: Path) -> Big:
         if path in self._whole:
@@ -92,6 +106,10 @@ class Shelf:
         shape = low.shape[1], low.shape[2]
         found = (density(labels, path.as_posix(), self.config.prior_state, shape) for labels in self._labels)
         return next((prior for prior in found if prior is not None), None)
+
+
+def _bytes_of(small: Small) -> int:
+    return sum(array.nbytes for array in small if array is not None)
 
 
 class Watched:

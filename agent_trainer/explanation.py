@@ -13,16 +13,17 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agent_trainer.apga import aiding, left_over
-from agent_trainer.apga_networks import CLASSIFIER, MASKER, grad_cam_layer, networks
+from agent_trainer.apga import aiding
+from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, grad_cam_layer, networks
 from agent_trainer.attention_practice import Look, look, networks_of
 from agent_trainer.attention_views import map_shape
 from agent_trainer.labelled.reading import read_whole
+from agent_trainer.module_weights import put_weights
 from agent_trainer.patches import open_big
 from agent_trainer.tissue_prior import density, find_labels
-from cairn.errors import Diverged, TrainingError
+from cairn.errors import TrainingError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -107,7 +108,8 @@ class Masked:
     probabilities  float32[K], the answer
     cam            float32[side, side], Grad-CAM of the class cam_of, 0 … 1
     kept           float32[side, side], P that a pixel matters; None without a masker
-    on             what the classifier answers to parts of the image, by name, float32[K] each
+    on             what the classifier answers to parts of the image, by name, float32[K] each; the whole image alone
+                   where the mask keeps nothing of it, or everything
     """
 
     subject: Subject
@@ -199,7 +201,7 @@ def _apga(model: Model) -> Explainer:
 
     config = model.config
     built = networks(config, 0).eval()
-    _fill(built, model.weights)
+    put_weights(built, model.weights, architecture(config))
     classifier, masker = built[CLASSIFIER], built[MASKER] if config.masks else None
     cam = GradCAM(nn_module=classifier, target_layers=grad_cam_layer(config), postprocessing=lambda maps: maps)
     mean, std = (torch.tensor(scale)[:, None, None] for scale in config.scale)
@@ -223,30 +225,14 @@ def _apga(model: Model) -> Explainer:
                 logits = masker(x)
                 kept = torch.sigmoid(logits)[0, 0].numpy()
             keep = aiding(logits)
-            on["what the mask keeps"] = answer(x * left_over(keep))
-            on["what the mask hides"] = answer(x * left_over(~keep))
-            if config.mask_at_inference:
-                probabilities = np.mean([whole, on["what the mask keeps"]], axis=0, dtype=np.float32)
+            if keep.any() and not keep.all():  # else there is one part only, the whole image
+                on["what the mask keeps"] = answer(x * keep)
+                on["what the mask hides"] = answer(x * ~keep)
+                if config.mask_at_inference:
+                    probabilities = np.mean([whole, on["what the mask keeps"]], axis=0, dtype=np.float32)
         best = int(probabilities.argmax())
         heat = cam(x.clone().requires_grad_(), class_idx=best)[0, 0].detach().numpy()
         heat = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)
         return Masked(Subject(path.name, pixels, size), config.classes, probabilities, heat, best, kept, on)
 
     return explained
-
-
-def _fill(built: nn.Module, weights: Mapping[str, Floats]) -> None:
-    """Put weights into networks that are only to answer. Raises TrainingError, Diverged."""
-    own = built.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else "not there"
-        expected = tuple(own[name].shape) if name in own else "none"
-        if found != expected:
-            raise TrainingError(
-                f"the weights are not of the run's networks: {name} is {found}, {expected} was expected"
-            )
-        if not np.isfinite(weights[name]).all():
-            raise Diverged(f"the weights {name} are not all finite numbers; take the model of another round")
-        array = torch.tensor(weights[name])
-        array = array.clamp(min=0) if name.endswith("running_var") else array
-        own[name].copy_(array if own[name].is_floating_point() else array.round())

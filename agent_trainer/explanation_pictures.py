@@ -197,7 +197,11 @@ def _masked(found: Masked) -> tuple[Panel, ...]:
             mask,
             (0.0, 1.0, "probability that a pixel matters"),
         ),
-        Panel("What the mask keeps", "Bright: kept, with probability over ½. Dark: hidden from the classifier.", seen),
+        Panel(
+            "What the mask keeps",
+            "Bright: kept, with probability over ½. Dark: hidden; the classifier gets the mean colour there.",
+            seen,
+        ),
         views[1],
     )
 
@@ -313,7 +317,10 @@ def remarks(explanation: Explanation) -> list[str]:
         case Masked():
             if explanation.kept is None:
                 return []
-            return [f"The mask keeps {np.mean(explanation.kept > HALF):.0%} of the pixels"]
+            kept = explanation.kept > HALF
+            if kept.any() and not kept.all():
+                return [f"The mask keeps {kept.mean():.0%} of the pixels"]
+            return [f"The mask keeps {'everything' if kept.any() else 'nothing'}; the whole image is answered"]
 
 
 def _of_parts(explanation: Explanation) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agent_trainer.apga import aiding, left_over
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_learner import Learner
-from agent_trainer.apga_networks import CLASSIFIER, MASKER
+from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture
 from agent_trainer.exports.card import About
 from agent_trainer.exports.graphs import Graph
 
@@ -66,7 +66,7 @@ def graphs(weights: Mapping[str, npt.NDArray[np.float32]], config: ApgaConfig) -
 
 def shape(config: ApgaConfig) -> str:
     """Describe in words all that decides which weights fit."""
-    return Learner(config, seed=0).architecture
+    return architecture(config)
 
 
 def about(config: ApgaConfig) -> About:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from agent_trainer import saved_state
 from agent_trainer.algorithms import Place, algorithm
 from agent_trainer.apga_practice import APGA, ApgaPractice, first_weights
-from agent_trainer.labelled.sources import Labelled
+from agent_trainer.labelled.sources import Example, Labelled
+from agent_trainer.module_weights import as_weights
 from cairn.errors import Diverged, ImageError, TrainingError
 from tests.agent_trainer.apga_sites import CLASSES, draw, site, tiny
 
@@ -85,11 +87,55 @@ def test_collapsed_masks_are_told_and_brought_back(tmp_path: Path, pull: float, 
     practice.load(weights)
     train(practice, 4)
     assert practice.figures()["masks/collapses"] == 1
-    assert any(f"collapsed to all {kept}" in problem for problem in practice.problems)
+    assert f"collapsed to all {kept}" in practice.problems[0]
     said = train(practice, 1)
     assert 0.2 < said["kept"] < 0.8, "after the remedy the masks divide the image again"
     assert practice.figures()["masks/collapses"] == 1
     assert practice.figures()["masks/restarts"] == 0
+
+
+def pulled(folder: Path, pull: float) -> ApgaPractice:
+    """Make a site whose masks have collapsed, and one of whose images is broken."""
+    draw(folder / "images", BOTH)
+    (folder / "images" / "0.png").write_bytes(b"no image")
+    examples = [Example(f"{i}.png", folder / "images" / f"{i}.png", label, f"{i}") for i, label in enumerate(BOTH)]
+    practice = ApgaPractice(
+        Labelled(tuple(examples), ()), tiny(pretrain_updates=0, learning_rate=1e-4), 0, "cpu", folder / "run"
+    )
+    if not practice.learner.updates:
+        weights = practice.weights()
+        weights["masker.model.2.conv.bias"][:] = pull
+        practice.load(weights)
+    return practice
+
+
+def test_a_collapse_is_the_first_of_the_problems_and_is_kept_over_a_restart(tmp_path: Path) -> None:
+    practice = pulled(tmp_path, -50.0)
+    assert "0.png" in practice.problems[0]
+    train(practice, 3)
+    assert "collapsed to all zero" in practice.problems[0]
+    assert len(practice.problems) == 2
+    practice.save()
+    again = pulled(tmp_path, -50.0)
+    assert again.learner.updates == 3
+    assert again.problems == practice.problems
+
+
+def test_collapsed_masks_are_brought_back_when_the_round_is_cut_short_and_the_same_way_each_time(
+    tmp_path: Path,
+) -> None:
+    left = []
+    for name in ("a", "b"):
+        practice = pulled(tmp_path / name, 50.0)
+        for progress in practice.train(100):
+            if progress.updates == 4:
+                break
+        assert practice.figures()["masks/collapses"] == 1
+        assert "collapsed to all one" in practice.problems[0]
+        kept = float((practice.learner.mask(practice.images) > 0.5).mean())
+        assert 0.2 < kept < 0.8, "what is handed over has masks that divide the image"
+        left.append(practice.weights())
+    assert same(*left)
 
 
 def test_a_masker_that_says_the_same_of_all_pixels_begins_anew(tmp_path: Path) -> None:
@@ -145,7 +191,106 @@ def test_a_saved_state_of_another_method_is_passed_over(tmp_path: Path) -> None:
     other = site(tmp_path, tiny(method="cutout"), BOTH)
     assert other.learner.updates == 0
     with pytest.raises(TrainingError, match="of another run"):
-        other.learner.restore(tmp_path / "run" / "apga.safetensors")
+        other.learner.read(tmp_path / "run" / "apga.safetensors")
+
+
+@pytest.mark.parametrize(("settings", "seed"), [({}, 1), ({"lambda_zeros": 0.2}, 0)])
+def test_a_saved_state_of_another_seed_or_other_settings_is_passed_over(
+    tmp_path: Path, settings: dict[str, Any], seed: int
+) -> None:
+    practice = site(tmp_path, tiny(), BOTH)
+    train(practice, 4)
+    practice.save()
+    assert site(tmp_path, tiny(), BOTH).learner.updates == 4
+    assert site(tmp_path, tiny(**settings), BOTH, seed=seed).learner.updates == 0
+
+
+def without_last(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors.pop("live.5")
+
+
+def of_another_shape(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors["live.5"] = torch.zeros(7, 7)
+
+
+def without_frozen(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors.pop("pretrained.head.bias")
+
+
+def of_another_phase(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    state["pretraining"] = {"phase": 3}
+
+
+def without_updates(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    state.pop("updates")
+
+
+def without_queue(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors.pop("queue")
+
+
+def with_draws_of_another_kind(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    state["caller"]["rng"] = {"bit_generator": "MT19937"}
+
+
+SPOILT = [
+    without_last, of_another_shape, without_frozen, of_another_phase, without_updates, without_queue,
+    with_draws_of_another_kind,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=[spoil.__name__ for spoil in SPOILT])
+def test_a_saved_state_of_another_shape_is_passed_over_as_a_whole(tmp_path: Path, spoil: Any) -> None:
+    config = tiny(method="gradcam")
+    begun = site(tmp_path, config, BOTH).weights()
+    practice = site(tmp_path, config, BOTH)
+    train(practice, 5)
+    practice.save()
+    path, run = tmp_path / "run" / "apga.safetensors", saved_state.digest(0, config)
+    tensors, state = saved_state.read(path, run)
+    spoil(state, tensors)
+    saved_state.write(path, run, tensors, state)
+    again = site(tmp_path, config, BOTH)
+    assert again.learner.updates == 0
+    assert same(again.weights(), begun)
+    train(again, 4)
+    assert again.figures()["pretrained"] == 1
+
+
+def test_without_pre_training_grad_cam_looks_through_the_weights_that_the_run_begins_with(tmp_path: Path) -> None:
+    config = tiny(method="gradcam", pretrain_updates=0)
+    begun = first_weights(config, 99)
+    practice = site(tmp_path, config, BOTH)
+    assert not np.array_equal(practice.weights()["classifier.head.weight"], begun["classifier.head.weight"])
+    practice.load(begun)
+    train(practice, 2)
+    assert practice.learner._pretrained is not None
+    practice.load(first_weights(config, 5))
+    train(practice, 2)
+    frozen = as_weights(practice.learner._pretrained)
+    assert same(frozen, {name.removeprefix("classifier."): array for name, array in begun.items()})
+    practice.save()
+    again = site(tmp_path, config, BOTH)
+    assert again.learner._pretrained is not None
+    assert same(as_weights(again.learner._pretrained), frozen)
+    train(practice, 2)
+    train(again, 2)
+    assert same(practice.weights(), again.weights())
+
+
+def test_grad_cam_does_not_look_through_weights_from_which_the_first_step_diverged(tmp_path: Path) -> None:
+    config = tiny(method="gradcam", pretrain_updates=0)
+    practice = site(tmp_path, config, BOTH)
+    with torch.no_grad():
+        practice.learner.networks["classifier"].get_parameter("head.bias").fill_(torch.nan)
+    with pytest.raises(Diverged):
+        train(practice, 1)
+    begun = first_weights(config, 99)
+    practice.load(begun)
+    train(practice, 1)
+    assert practice.learner._pretrained is not None
+    frozen = as_weights(practice.learner._pretrained)
+    assert np.array_equal(frozen["head.bias"], begun["classifier.head.bias"])
 
 
 def test_a_broken_saved_state_is_passed_over(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Attention sampling at a site: what is seen of an image, what is learned of it, and what a site's data may be like."""
 
+import copy
 import csv
 from dataclasses import replace
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from agent_trainer import saved_state
 from agent_trainer.algorithms import Place
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_draws import draw
 from agent_trainer.attention_learner import AttentionLearner
 from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_practice import ATTENTION, covered, look, look_at, networks_of
+from agent_trainer.attention_shelf import Shelf
 from agent_trainer.attention_views import Change, View, draw_change, map_shape, on_map, rarity
+from agent_trainer.labelled.sources import Example
 from agent_trainer.patches import in_memory
 from cairn.errors import ConfigError, Diverged, ImageError, TrainingError
 from cairn.files import write_atomically
@@ -245,20 +249,103 @@ def test_a_restored_learner_goes_on_to_the_same_bit(tmp_path, sampling):
     one = AttentionLearner(config, seed=0)
     one.update(views, labels)
     one.save(tmp_path / "state")
-    other = AttentionLearner(config, seed=5)
+    other = AttentionLearner(config, seed=0)
+    other.update(views[::-1], labels)
     other.restore(tmp_path / "state")
     assert one.update(views, labels) == other.update(views, labels)
     assert all(np.array_equal(array, other.weights()[name]) for name, array in one.weights().items())
 
 
-def test_a_state_of_other_networks_is_refused(tmp_path):
+def test_a_state_of_another_run_is_refused(tmp_path):
     AttentionLearner(TINY, seed=0).save(tmp_path / "state")
-    with pytest.raises(TrainingError, match="is of other networks"):
-        AttentionLearner(tiny(filters=5), seed=0).restore(tmp_path / "state")
+    for other in (AttentionLearner(tiny(filters=5), seed=0), AttentionLearner(tiny(entropy=0.5), seed=0),
+                  AttentionLearner(TINY, seed=1)):  # fmt: skip
+        with pytest.raises(TrainingError, match="is of another run"):
+            other.restore(tmp_path / "state")
     with write_atomically(tmp_path / "no state") as file:
         file.write(b"nothing")
     with pytest.raises(TrainingError, match="not a learner's saved state"):
         AttentionLearner(TINY, seed=0).restore(tmp_path / "no state")
+
+
+def without_generator(state, tensors):
+    tensors.pop("generator")
+
+
+def with_a_weight_of_another_shape(state, tensors):
+    tensors["network.classifier.affine.bias"] = torch.zeros(9)
+
+
+def with_a_moment_of_another_shape(state, tensors):
+    tensors["exp_avg.classifier.affine.bias"] = torch.zeros(9)
+
+
+def without_baseline(state, tensors):
+    state.pop("baseline")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [without_generator, with_a_weight_of_another_shape, with_a_moment_of_another_shape, without_baseline],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_state_of_another_shape_is_refused_and_nothing_is_changed(tmp_path, spoil):
+    views, labels = [view_of(picture(1)), view_of(picture(2))], np.array([0, 1])
+    one, other = AttentionLearner(TINY, seed=0), AttentionLearner(TINY, seed=0)
+    one.update(views, labels)
+    one.save(tmp_path / "state")
+    run = saved_state.digest(0, TINY)
+    tensors, state = saved_state.read(tmp_path / "state", run)
+    spoil(state, tensors)
+    saved_state.write(tmp_path / "state", run, tensors, state)
+    with pytest.raises(TrainingError, match="does not fit this learner"):
+        other.restore(tmp_path / "state")
+    assert other.updates == 0
+    fresh = AttentionLearner(TINY, seed=0)
+    assert other.update(views, labels) == fresh.update(views, labels)
+
+
+def test_images_of_two_sizes_in_one_batch_share_the_mean_and_the_deviation_of_the_rewards():
+    """Votes of (0, ln 3) whatever is seen: rewards ¼ and ¾, mean ½, deviation ¼, hence advantages -1 and 1."""
+    config = tiny(normalise=False, entropy=0.0, clip_norm=1e9)
+    learner = AttentionLearner(config, seed=0)
+    with torch.no_grad():
+        learner.networks.classifier.affine.weight.zero_()
+        learner.networks.classifier.affine.bias.copy_(torch.tensor([0.0, np.log(3)]))
+        learner.networks.classifier.convolutions[-1].weight.zero_()  # features of 0: the bias alone has a gradient
+        learner.networks.classifier.convolutions[-1].bias.zero_()
+    twin = copy.deepcopy(learner.networks).train()
+    views, labels = [view_of(picture(1), config), view_of(picture(2, 32, 32), config)], np.array([0, 1])
+    told = learner.update(views, labels)
+    assert told.loss == pytest.approx(-(np.log(1 / 4) + np.log(3 / 4)) / 2)
+    assert (told.reward, told.right) == (pytest.approx(0.5), 0.5)
+
+    draws = generator(0)
+    dark, light = (draw(twin, [view], config.replicas, draws).log_a.sum(-1).mean() / config.patches for view in views)
+    loss = -(-1 * dark + 1 * light) / 2
+    found = torch.autograd.grad(loss, list(twin.attention.parameters()))
+    of_attention = sum(float(gradient.square().sum()) for gradient in found)
+    of_bias = 2 * 0.25**2  # mean of (¼ - 1, ¾) and (¼, ¾ - 1)
+    assert of_attention > 1e-4
+    assert told.grad_norm == pytest.approx(np.sqrt(of_attention + of_bias), rel=1e-3)
+
+
+# ---- the shelf
+
+
+def test_what_the_attention_sees_of_images_is_bounded_and_the_least_recently_used_give_way(tmp_path):
+    site(tmp_path, ["dark"] * 3)
+    examples = [Example(f"p{i}.png", tmp_path / "images" / f"p{i}.png", 0, f"{i}") for i in range(3)]
+    a_map = 10 * 12 * (1 + 4)  # bytes of pixels and prior
+    shelf = Shelf(tiny(prior="mixed", prior_of="rarity"), room=2 * a_map)
+    first, second = shelf.view(examples[0]), shelf.view(examples[1])
+    assert shelf.view(examples[0]).low is first.low
+    shelf.view(examples[2])
+    assert shelf.view(examples[0]).low is first.low
+    again = shelf.view(examples[1])
+    assert again.low is not second.low
+    assert np.array_equal(again.low, second.low)
+    assert np.array_equal(again.density, second.density)
 
 
 # ---- looking

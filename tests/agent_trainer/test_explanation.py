@@ -15,7 +15,7 @@ from agent_trainer.apga_practice import first_weights as apga_weights
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_practice import Look, first_weights
 from agent_trainer.explanation import VIEW, Attended, Masked, Subject, attended, explain, ready
-from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels
+from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels, remarks
 from agent_trainer.rounds.models import Model
 from cairn.errors import Diverged, ImageError, TrainingError
 from cairn.palette import cluster_colour
@@ -200,6 +200,19 @@ def test_hidden_pixels_are_dark_and_kept_ones_as_they_are() -> None:
     assert drawn.shape[:2] == (200, 400)
     assert drawn[:, 205:].min() == 200
     assert drawn[:, :195].max() < 30
+
+
+@pytest.mark.parametrize(("pull", "much"), [(-50.0, "nothing"), (50.0, "everything")])
+def test_a_mask_that_keeps_nothing_or_everything_is_said_and_has_no_answer_of_its_own(
+    tmp_path: Path, pull: float, much: str
+) -> None:
+    model = apga(mask_at_inference=True)
+    model.weights["masker.model.2.conv.bias"][:] = pull
+    found = ready(model)(noise(tmp_path / "a.png"))
+    assert isinstance(found, Masked)
+    assert list(found.on) == ["the whole image"]
+    np.testing.assert_array_equal(found.probabilities, found.on["the whole image"])
+    assert remarks(found) == [f"The mask keeps {much}; the whole image is answered"]
 
 
 def test_a_run_without_a_masker_shows_grad_cam_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Networks as arrays by name, with the statistics of batch normalisation, and back."""
+"""Modules as arrays by name, with the statistics of batch normalisation, and back: what a federation averages."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,11 @@ AT_LEAST_ZERO = ("running_var", "num_batches_tracked")  # a strategy with moment
 
 def as_weights(held: nn.Module) -> Weights:
     """Copy all weights and statistics by name, as float32."""
-    return {name: tensor.to(torch.float32).cpu().numpy().copy() for name, tensor in held.state_dict().items()}
+    return {name: t.detach().to(torch.float32).cpu().numpy().copy() for name, t in held.state_dict().items()}
 
 
 def put_weights(held: nn.Module, weights: Mapping[str, npt.NDArray[np.float32]], architecture: str) -> None:
-    """Put them back; a variance or a count below 0 becomes 0.
+    """Put them back; a variance or a count below 0 becomes 0, a count between two numbers the nearer one.
 
     architecture  in words, for the message
     Raises TrainingError for weights of another shape, Diverged for those that are not finite; nothing is then changed.
