@@ -89,6 +89,6 @@ def head_of(path: Path) -> ModelHead:
 
 
 def _head(file: safe_open) -> ModelHead:
-    about = file.metadata() or {}
+    about: dict[str, str] = file.metadata() or {}  # type: ignore[no-untyped-call]
     name = about["algorithm"]
     return ModelHead(about["run"], int(about["round"]), name, algorithm(name).read_config(about["settings"]))

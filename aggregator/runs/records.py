@@ -57,7 +57,7 @@ def find_run(session: Session, name: str) -> tables.Run:
 
 
 def best_values(session: Session, *names: str) -> dict[str, float]:
-    """Find the best validation of these runs, or of all, by the figure of their algorithm; runs without are left out."""
+    """Find the best validation of these runs, or of all, by their algorithm's figure; runs without are left out."""
     found: dict[str, float] = {}
     for algorithm, goal in GOALS.items():
         value = tables.RunRound.metrics[goal.metric].as_float()
