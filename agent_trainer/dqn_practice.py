@@ -14,6 +14,7 @@ from agent_trainer.dqn import Learner
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.replay import Replay
+from agent_trainer.saved_state import digest
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
 from cairn.errors import CairnError
 from cairn.files import write_atomically
@@ -51,6 +52,7 @@ class DqnPractice:
     def __init__(self, scenes: Scenes, config: DqnConfig, seed: int, device: str, folder: Path) -> None:
         self.scenes, self.config, self._folder = scenes, config, folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._run = digest(seed, config)
         self._rng = np.random.default_rng(seed)
         self.learner = Learner(config, len(config.tasks), config.actions, device=device, seed=seed)
         self._searches = Searches(scenes.train, config, self._rng)
@@ -139,11 +141,14 @@ class DqnPractice:
         """Keep the learner's state and how far exploration is. Raises OSError."""
         self.learner.save(self._folder / STATE)
         with write_atomically(self._folder / STEPS) as file:
-            file.write(json.dumps({"steps": self._steps}).encode())
+            file.write(json.dumps({"run": self._run, "steps": self._steps}).encode())
 
     def _restore(self) -> None:
         try:
-            self._steps = int(json.loads((self._folder / STEPS).read_text(encoding="utf-8"))["steps"])
+            progress = json.loads((self._folder / STEPS).read_text(encoding="utf-8"))
+            if progress["run"] != self._run:
+                return  # another run of this name
+            self._steps = int(progress["steps"])
             self.learner.restore(self._folder / STATE)
         except (OSError, ValueError, KeyError, CairnError):
             self._steps = 0  # a new run, or a state of another network: begin anew

@@ -135,6 +135,14 @@ def test_a_restarted_site_keeps_its_optimiser_and_its_exploration(tmp_path):
     assert restarted._practice[1]._steps > steps
 
 
+def test_a_run_of_the_same_name_and_another_seed_begins_anew(tmp_path):
+    work, _ = site(tmp_path)
+    work.train(order(1), WEIGHTS)
+    restarted, _ = site(tmp_path)
+    restarted.train(order(1, seed=4), WEIGHTS)
+    assert restarted._practice[1].learner.updates == 5
+
+
 def test_a_replay_that_can_never_be_full_learns_all_the_same(tmp_path):
     """Of a few unique tuples, each kept once, no replay of this size ever holds as many as the warm-up's steps."""
     coarse = CONFIG.model_copy(update={"pool": (1, 1), "radix": 2, "capacity": 40, "warm_up": 200})
