@@ -21,9 +21,12 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start headless Chromium, Debian's package, one for all tests; in CI a missing one is a failure."""
+    """Start headless Chromium, Debian's package, one for a file's tests; in CI a missing one is a failure.
+
+    No longer than that: while it is there, its event loop runs, and no test in the same process can run one of its own.
+    """
     if not CHROMIUM.exists():
         if os.environ.get("CI"):
             pytest.fail("no Chromium; install Debian's package chromium")

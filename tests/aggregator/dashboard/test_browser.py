@@ -195,7 +195,7 @@ def test_the_curves_of_a_run_are_drawn_and_grow_with_its_rounds(
     )
     assert all(0 <= width < 60 for width in widths), "each is as wide as its card"
     strokes = desktop.evaluate(
-        "[...document.querySelectorAll('#curve-error .js-line')].filter(line => line.getTotalLength() > 50)"
+        "[...document.querySelectorAll('#curve-goal .js-line')].filter(line => line.getTotalLength() > 50)"
         ".map(line => getComputedStyle(line).stroke)"
     )
     assert len(strokes) == len(set(strokes)) == 4, "three sites and all of them, each in a colour of its own"
