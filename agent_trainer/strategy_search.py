@@ -13,8 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from agent_trainer.search_spec import ControllerConfig, Update
-from agent_trainer.strategy_space import Units
+from agent_trainer.search.space import Units
+from agent_trainer.search.spec import ControllerConfig, Update
 
 SMALLEST: Final = 1e-6  # units are held so far from 0 and 1 before their logit is taken
 LARGEST: Final = 20.0  # logarithm of a ratio, so that it stays a number

@@ -64,6 +64,8 @@ TRAINING: Final[dict[AlgorithmName, tuple[Figure, ...]]] = {
         Figure("reward", "reward of a patch"),
         Figure("entropy", "entropy of the attention"),
     ),
+    "segmentation": (_LOSS, Figure("dice", "Dice on patches learned from", share=True)),
+    "pretrain": (_LOSS, Figure("pretext", "pretext loss")),
 }
 
 
@@ -78,7 +80,11 @@ def _is_count(name: str) -> bool:
 
 
 def algorithm_of(names: Collection[str]) -> AlgorithmName:
-    """Tell what a site trains by what it tells of: a classifier of its accuracy, and attention of its entropy."""
+    """Tell what a site trains by what it tells of: a classifier of its accuracy, attention of its entropy."""
+    own: tuple[AlgorithmName, ...] = ("segmentation", "pretrain")
+    for name in own:
+        if GOALS[name].metric in names or TRAINING[name][-1].name in names:
+            return name
     if "entropy" in names:
         return "attention"
     return "apga" if "accuracy" in names or GOALS["apga"].metric in names else "dqn"

@@ -10,7 +10,7 @@ from cairn.errors import TrainingError
 from cairn.study import Name
 from cairn.v1 import training_pb2
 
-AlgorithmName = Literal["dqn", "apga", "attention"]
+AlgorithmName = Literal["dqn", "apga", "attention", "segmentation", "pretrain"]
 
 
 class Goal(NamedTuple):
@@ -42,6 +42,8 @@ GOALS: dict[AlgorithmName, Goal] = {
     "dqn": Goal("validation/mean_mm", larger_is_better=False, words="error", unit="mm"),
     "apga": Goal("validation/balanced_accuracy", larger_is_better=True, words="balanced accuracy"),
     "attention": Goal("validation/balanced_accuracy", larger_is_better=True, words="balanced accuracy"),
+    "segmentation": Goal("validation/dice", larger_is_better=True, words="Dice"),
+    "pretrain": Goal("validation/pretext", larger_is_better=False, words="pretext loss"),
 }
 Strategy = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "trimmed-mean", "krum"]
 # The numbers that a strategy takes beside its name, with their defaults: those of the strategies' own papers.

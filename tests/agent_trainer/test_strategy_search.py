@@ -9,8 +9,8 @@ import torch
 from scipy import integrate, stats
 from torch.nn import functional
 
-from agent_trainer.search_spec import ControllerConfig, Proposer, Update
-from agent_trainer.strategy_rivals import Random
+from agent_trainer.search.rivals import Random
+from agent_trainer.search.spec import ControllerConfig, Proposer, Update
 from agent_trainer.strategy_search import (
     Cell,
     Controller,

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agent_trainer.search_journal import Record
+from agent_trainer.search.journal import Record
 from cairn.errors import TrainingError
 
 

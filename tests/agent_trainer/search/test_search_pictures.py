@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from agent_trainer.search_journal import Record
-from agent_trainer.search_pictures import BEST, draw_course
-from agent_trainer.search_spec import SearchSpec
-from agent_trainer.strategy_space import Parameter, Space
+from agent_trainer.search.journal import Record
+from agent_trainer.search.pictures import BEST, draw_course
+from agent_trainer.search.space import Parameter, Space
+from agent_trainer.search.spec import SearchSpec
 from cairn.errors import TrainingError
 from cairn.palette import cluster_colour
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agent_trainer.strategy_space import Space, Units, first_wrong
+from agent_trainer.search.space import Space, Units, first_wrong
 from cairn.errors import ConfigError
 
 Update: TypeAlias = Literal["printed", "reinforce", "ppo"]
@@ -114,11 +114,11 @@ def proposer(spec: SearchSpec) -> Proposer:
 
             return Controller(spec.controller, spec.method, start, spec.in_flight - 1, spec.seed)
         case "tpe":
-            from agent_trainer.strategy_optuna import Tpe  # noqa: PLC0415
+            from agent_trainer.search.tpe import Tpe  # noqa: PLC0415
 
             return Tpe(start, spec.seed)
         case other:
-            from agent_trainer import strategy_rivals as rivals  # noqa: PLC0415
+            from agent_trainer.search import rivals  # noqa: PLC0415
 
             if other == "random":
                 return rivals.Random(start, spec.seed)

@@ -9,7 +9,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import TPESampler
 from optuna.trial import Trial, TrialState, create_trial
 
-from agent_trainer.strategy_space import Units
+from agent_trainer.search.space import Units
 from cairn.errors import TrainingError
 
 UNIT = FloatDistribution(0.0, 1.0)

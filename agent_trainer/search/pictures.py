@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from agent_trainer.search_journal import Record
-from agent_trainer.search_leaderboard import rewards
-from agent_trainer.search_spec import SearchSpec
-from agent_trainer.strategy_optuna import importance
-from agent_trainer.strategy_space import Parameter
+from agent_trainer.search.journal import Record
+from agent_trainer.search.leaderboard import rewards
+from agent_trainer.search.space import Parameter
+from agent_trainer.search.spec import SearchSpec
+from agent_trainer.search.tpe import importance
 from cairn.errors import TrainingError
 from cairn.files import write_atomically
 from cairn.palette import cluster_colour

@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agent_trainer.search_spec import SearchSpec
-from agent_trainer.strategy_space import Strategy
+from agent_trainer.search.space import Strategy
+from agent_trainer.search.spec import SearchSpec
 from cairn.errors import ConfigError, TrainingError
 from cairn.files import sync_folder
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from agent_trainer.search_spec import ControllerConfig, Method, SearchSpec, proposer
-from agent_trainer.strategy_optuna import Tpe, importance
-from agent_trainer.strategy_rivals import ContinuousHillClimbing, DiscreteHillClimbing, Random
-from agent_trainer.strategy_space import standard_space
+from agent_trainer.search.rivals import ContinuousHillClimbing, DiscreteHillClimbing, Random
+from agent_trainer.search.space import standard_space
+from agent_trainer.search.spec import ControllerConfig, Method, SearchSpec, proposer
+from agent_trainer.search.tpe import Tpe, importance
 from cairn.errors import TrainingError
 
 TOP = np.array([0.47, 0.56])

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent_trainer.strategy_space import Units
+from agent_trainer.search.space import Units
 
 STEP: Final = 0.01  # of discrete hill climbing; paper 2, §4: 100 values a parameter
 FACTOR: Final = 1.1  # of continuous hill climbing; paper 2, §4

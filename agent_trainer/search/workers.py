@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from agent_trainer.search_jobs import Answer, Job
+from agent_trainer.search.jobs import Answer, Job
 from cairn.errors import CairnError, ConfigError
 
 

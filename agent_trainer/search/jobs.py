@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from agent_trainer.search_journal import Event, Journal, Record, finite
-from agent_trainer.search_spec import Proposer, SearchSpec
+from agent_trainer.search.journal import Event, Journal, Record, finite
+from agent_trainer.search.spec import Proposer, SearchSpec
 from cairn.errors import TrainingError
 
 SAME: Final = 1e-5  # units of a strategy that is proposed again on another machine

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agent_trainer.search_jobs import Answer, Job, Search
-from agent_trainer.search_journal import Event, Journal, Record, read_journal
-from agent_trainer.search_leaderboard import best, leaderboard, leaderboard_table, ranked, rewards
-from agent_trainer.search_spec import ControllerConfig, Method, SearchSpec, proposer, read_search
-from agent_trainer.strategy_space import Parameter, Space
+from agent_trainer.search.jobs import Answer, Job, Search
+from agent_trainer.search.journal import Event, Journal, Record, read_journal
+from agent_trainer.search.leaderboard import best, leaderboard, leaderboard_table, ranked, rewards
+from agent_trainer.search.space import Parameter, Space
+from agent_trainer.search.spec import ControllerConfig, Method, SearchSpec, proposer, read_search
 from cairn.errors import ConfigError, TrainingError
 
 SPACE = Space(parameters={"rate": Parameter(min=0, max=1), "flip": Parameter(min=0, max=1)}, settings={"batch": 2})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from agent_trainer.algorithms import algorithm
-from agent_trainer.strategy_space import (
+from agent_trainer.search.space import (
     Parameter,
     Space,
     export,

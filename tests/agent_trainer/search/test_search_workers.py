@@ -12,15 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent_trainer.search_jobs import Search
-from agent_trainer.search_journal import Journal, Record, read_journal
-from agent_trainer.search_leaderboard import rewards
-from agent_trainer.search_spec import SearchSpec, proposer
-from agent_trainer.search_workers import Workers
-from agent_trainer.strategy_space import Parameter, Space
+from agent_trainer.search.jobs import Search
+from agent_trainer.search.journal import Journal, Record, read_journal
+from agent_trainer.search.leaderboard import rewards
+from agent_trainer.search.space import Parameter, Space
+from agent_trainer.search.spec import SearchSpec, proposer
+from agent_trainer.search.workers import Workers
 from cairn.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPACE = Space(parameters={"rate": Parameter(min=0, max=1)})
 PATIENCE_S = 60.0
 
@@ -120,7 +120,7 @@ def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 SERVED = """
-from agent_trainer.search_workers import serve
+from agent_trainer.search.workers import serve
 from cairn.errors import TrainingError
 def train(job):
     print("chatter that is no answer")
@@ -149,10 +149,10 @@ def test_a_worker_that_serves_a_function_answers_what_it_returns_or_raises(tmp_p
 SEARCH = """
 import sys
 from pathlib import Path
-from agent_trainer.search_jobs import Search
-from agent_trainer.search_journal import Journal
-from agent_trainer.search_spec import SearchSpec, proposer
-from agent_trainer.search_workers import Workers
+from agent_trainer.search.jobs import Search
+from agent_trainer.search.journal import Journal
+from agent_trainer.search.spec import SearchSpec, proposer
+from agent_trainer.search.workers import Workers
 folder = Path(sys.argv[1])
 spec = SearchSpec.model_validate_json((folder / "spec.json").read_text())
 with Journal(folder / "journal", spec) as journal, Workers(sys.argv[2:], folder / "logs") as workers:
