@@ -59,7 +59,7 @@ class RunSpec(_message.Message):
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     algorithm: _builtins.str
-    """"dqn", "apga" or "attention"."""
+    """"dqn", "apga", "attention", "segmentation" or "pretrain"."""
     rounds: _builtins.int
     strategy: _builtins.str
     """"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "trimmed-mean" or "krum"."""
