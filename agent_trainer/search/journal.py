@@ -21,7 +21,7 @@ from agent_trainer.search.spec import SearchSpec
 from cairn.errors import ConfigError, TrainingError
 from cairn.files import sync_folder
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 did not say what was trained
 MAY_CHANGE: Final = frozenset({"jobs", "deadline", "attempts"})  # when a search goes on
 
 State: TypeAlias = Literal["open", "finished", "failed", "lost"]

@@ -3,12 +3,13 @@
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent_trainer.search.space import Space, Units, first_wrong
 from cairn.errors import ConfigError
+from cairn.run import GOALS, AlgorithmName, Goal
 
 Update: TypeAlias = Literal["printed", "reinforce", "ppo"]
 Method: TypeAlias = Literal["ppo", "reinforce", "printed", "discrete", "continuous", "random", "tpe"]
@@ -71,18 +72,32 @@ class ControllerConfig(BaseModel):
 class SearchSpec(BaseModel):
     """A search as asked for.
 
-    method     "ppo", "reinforce" (eq. 1 with a density to explore by) and "printed" (eq. 1 as it stands) are the
-               controller; the others what it is measured against
-    jobs       strategies tried; MAX_EPOCH of algorithm 1
-    in_flight  n of algorithm 1
-    deadline   of a job, from its start; then it is issued again
-    attempts   at a job that nobody answers
-    failed_as  reward by which the method learns of a training that failed or gave no number; None: it does not learn
+    algorithm      what a job trains; a run's, and the reward is its goal's figure: `training.reward_of`
+    updates        optimiser steps of a job
+    validations    of a job, evenly over its updates, the last at its end; the best one counts
+    share_weights  a job begins with the weights of the best job before it wherever they fit by name and shape. For
+                   searches over networks; which jobs had ended then matters to a reward. On this machine only
+    sources        TOML file of the data to learn from, for jobs on this machine: `data.read_data`
+    test           one of images that are told of and never chosen by
+    method         "ppo", "reinforce" (eq. 1 with a density to explore by) and "printed" (eq. 1 as it stands) are the
+                   controller; the others what it is measured against
+    jobs           strategies tried; MAX_EPOCH of algorithm 1
+    in_flight      n of algorithm 1
+    deadline       of a job, from its start; then it is issued again
+    attempts       at a job that nobody answers
+    failed_as      reward by which the method learns of a training that failed or gave no number; None: it does not
+                   learn
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     space: Space
+    algorithm: AlgorithmName = "segmentation"
+    updates: int = Field(500, ge=1)  # the paper has epochs: 800 from scratch, 200 for fine-tuning
+    validations: int = Field(1, ge=1, le=1000)
+    share_weights: bool = False
+    sources: Path | None = None
+    test: Path | None = None
     method: Method = "ppo"
     jobs: int = Field(100, ge=1, le=100_000)  # 100 from scratch, 400 for fine-tuning in paper 2, §4
     in_flight: int = Field(4, ge=1, le=1024)  # 32 and 50 GPUs there
@@ -92,11 +107,35 @@ class SearchSpec(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     controller: ControllerConfig = Field(default_factory=ControllerConfig)
 
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        if self.validations > self.updates:
+            raise ValueError(f"{self.validations} validations do not go into {self.updates} updates; ask for fewer")
+        return self
 
-def read_search(path: Path) -> SearchSpec:
-    """Read a search from its TOML file; the space is its table [space]. Raises ConfigError."""
+    @property
+    def goal(self) -> Goal:
+        """The figure that is the reward; negated where smaller is better."""
+        return GOALS[self.algorithm]
+
+    @property
+    def reward_words(self) -> str:
+        """What people call the reward."""
+        return f"{'' if self.goal.larger_is_better else '− '}validation {self.goal.heading}"
+
+
+def read_search(path: Path, **given: Any) -> SearchSpec:
+    """Read a search from its TOML file; the space is its table [space]. Raises ConfigError.
+
+    given  settings that go before the file's
+    Paths of data are relative to the file.
+    """
     try:
-        return SearchSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = {**tomllib.loads(path.read_text(encoding="utf-8")), **given}
+        for name in ("sources", "test"):
+            if isinstance(values.get(name), str):
+                values[name] = (path.resolve().parent / Path(values[name]).expanduser()).resolve()
+        return SearchSpec.model_validate(values)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a search's TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -271,7 +271,7 @@ def test_a_line_that_a_crash_has_cut_off_is_dropped(tmp_path: Path) -> None:
 
 def test_a_crash_before_the_first_line_was_whole_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(b'{"format": 1, "sea')
+    path.write_bytes(b'{"format": 2, "sea')
     assert len(run(path, spec(jobs=2), Here())) == 4
     assert len(jobs_of(path)) == 2
 
@@ -291,7 +291,7 @@ def test_every_event_is_on_the_disk_before_it_is_told(tmp_path: Path) -> None:
         (lambda lines: [lines[0], *lines[2:]], "job 0 finished where that cannot be"),
         (lambda lines: [*lines, lines[-1]], "finished where that cannot be"),
         (lambda lines: ["{}", *lines[1:]], "is no journal of a search"),
-        (lambda lines: [lines[0].replace('"format": 1', '"format": 2'), *lines[1:]], "of format 1"),
+        (lambda lines: [lines[0].replace('"format": 2', '"format": 1'), *lines[1:]], "of format 2"),
         (lambda lines: [lines[0].replace('"random"', '"genetic"'), *lines[1:]], "this version cannot read"),
     ],
 )
@@ -358,7 +358,7 @@ def test_a_search_is_read_from_its_toml(tmp_path: Path) -> None:
         ("", "space: Field required"),
         ("[space.parameters.a]\nmin = 0\nmax = 1\nstep = 1", "space.parameters.a.step: .*known are min"),
         ("[space.parameters.a]\nmin = 0\nmax = 1\n[controller]\nclips = 1", "controller.clips: .*known are hidden"),
-        ("job = 3\n[space.parameters.a]\nmin = 0\nmax = 1", "job: .*known are space, method, jobs"),
+        ("job = 3\n[space.parameters.a]\nmin = 0\nmax = 1", "job: .*known are space, algorithm, updates"),
         ("[space.parameters.a]\nmin = 0\nmax = 1\n[space.sets]", "space.sets: .*known are parameters, settings"),
         ("method = 'genetic'\n[space.parameters.a]\nmin = 0\nmax = 1", "method: Input should be 'ppo'"),
         ("jobs =", "no TOML file"),
