@@ -173,7 +173,16 @@ class Aggregator:
         studies = StudiesService(self.engine, self._store, self._settings.spool, self._now, wake)
         operations_pb2_grpc.add_StudiesServicer_to_server(studies, self._server)
         trains = self._settings.training is not None
-        runs = RunsService(self.engine, self._settings.runs, self._bell, self._now, trains=trains)
+        runs = RunsService(
+            self.engine,
+            self._settings.runs,
+            self._bell,
+            self._now,
+            store=self._store,
+            spool=self._settings.spool,
+            largest=self._settings.limits.upload_bytes,
+            trains=trains,
+        )
         training_pb2_grpc.add_RunsServicer_to_server(runs, self._server)
 
     def _serve_trainer(self) -> None:

@@ -74,6 +74,7 @@ class RunSpec(BaseModel):
     patience: int = Field(0, ge=0, description="validations without a better one that end the run; 0 never")
     seed: int = Field(0, ge=0, lt=2**63)
     settings: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own")
+    first_weights: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file it begins with")
 
     @model_validator(mode="after")
     def _options_known(self) -> "RunSpec":
@@ -107,7 +108,9 @@ def parse_run(values: object) -> RunSpec:
 def run_message(run: RunSpec) -> training_pb2.RunSpec:
     """Write a specification as its message."""
     message = training_pb2.RunSpec(
-        **run.model_dump(exclude={"round_deadline", "settings"}), settings_json=json.dumps(run.settings)
+        **run.model_dump(exclude={"round_deadline", "settings", "search"}),
+        settings_json=json.dumps(run.settings),
+        search_json="" if run.search is None else json.dumps(run.search),
     )
     message.round_deadline.FromTimedelta(run.round_deadline)
     return message
@@ -116,9 +119,9 @@ def run_message(run: RunSpec) -> training_pb2.RunSpec:
 def read_run(message: training_pb2.RunSpec) -> RunSpec:
     """Read a specification from its message. Raises TrainingError with the first thing that is wrong."""
     try:
-        settings = json.loads(message.settings_json or "{}")
+        settings, search = json.loads(message.settings_json or "{}"), json.loads(message.search_json or "null")
     except ValueError as error:
-        raise TrainingError("settings: they are no JSON object") from error
+        raise TrainingError("settings, or a search: they are no JSON object") from error
     values: dict[str, Any] = {
         "name": message.name,
         "algorithm": message.algorithm,
@@ -130,6 +133,7 @@ def read_run(message: training_pb2.RunSpec) -> RunSpec:
         "patience": message.patience,
         "seed": message.seed,
         "settings": settings,
+        "first_weights": message.first_weights,
     }
     if message.HasField("round_deadline"):
         values["round_deadline"] = message.round_deadline.ToTimedelta()

@@ -11,6 +11,7 @@ import grpc
 import typer
 from rich.console import Console
 
+from agent_trainer.commands.first_weights import begun_from_files
 from agent_trainer.commands.watching import print_json, run_as_dict, watch
 from cairn.errors import ConfigError, StudyError
 from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
@@ -193,6 +194,7 @@ def _ask(profile: Path, run: RunSpec, *, watching: bool, as_json: bool, study: s
     with operator_channel(profile) as channel:
         if study:
             _check_study(channel, study)
+        run = begun_from_files(channel, run)
         with errors_from_wire():
             training_pb2_grpc.RunsStub(channel).CreateRun(
                 training_pb2.CreateRunRequest(spec=run_message(run)), timeout=CALL_SECONDS

@@ -21,6 +21,7 @@ from cairn.tally import Tally
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 CALL_S: Final = 30.0
+FETCH_S: Final = 600.0
 AWAY: Final = timedelta(minutes=10)  # for which the aggregator may be away before the trainer gives up and is restarted
 ASK_EVERY_S: Final = 5.0
 A = TypeVar("A")
@@ -65,6 +66,11 @@ class GrpcDesk:
             path = Path(folder) / "merged.tally"
             path.write_bytes(content)
             return codec.read_tally(path)
+
+    def first_weights(self) -> bytes:
+        """Fetch the weights that the run was given to begin with, one safetensors file."""
+        request = training_pb2.FetchWeightsRequest(name=self._run)
+        return _call(lambda: b"".join(part.data for part in self._training.FetchWeights(request, timeout=FETCH_S)))
 
     def log(self, text: str) -> None:
         """Note a line in the run's log."""

@@ -11,19 +11,24 @@ import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from agent_trainer.algorithms import algorithm
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from agent_trainer.algorithms import Weights, algorithm
+from agent_trainer.first_files import files, without_files
 from agent_trainer.rounds.checkpoints import Checkpoints
 from agent_trainer.rounds.daemons import end_with_stdin
 from agent_trainer.rounds.desk import GrpcDesk
 from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.grid import server_task
+from agent_trainer.rounds.layout import check_finite, check_layout, flatten, layout_of
 from agent_trainer.rounds.run import Desk, RoundReport, Run
 from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words
 from cairn.enrolment import tls_files
-from cairn.errors import CairnError, Unreachable
+from cairn.errors import CairnError, ConfigError, TrainingError, Unreachable
 from cairn.rpc import mtls_channel
 from cairn.run import RunSpec
 
@@ -126,21 +131,39 @@ class Middle:
 def begun(spec: RunSpec, folder: Path, desk: Desk) -> Run:
     """Begin a run, or go on behind the last checkpoint in `folder`.
 
-    The files that a run begins with are read before its first checkpoint only: behind one they may be gone.
-    Raises ConfigError for settings or such a file, TrainingError for a checkpoint.
+    What the run was given to begin with is fetched before its first checkpoint only.
+    Raises ConfigError for settings, TrainingError for such weights or a checkpoint of other networks.
     """
     chosen = algorithm(spec.algorithm)
     config = chosen.read_config(json.dumps(spec.settings))
     about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
     checkpoints = Checkpoints(folder, about)
-    goes_on = bool(checkpoints.rounds())
-    weights = chosen.first_weights(_without_files(config) if goes_on else config, spec.seed)
+    named = files(config)
+    if named and not spec.first_weights:
+        raise ConfigError(
+            f"the run names the file {next(iter(named.values())).name}, and weights did not come with it; files are "
+            "read where a run is asked for: ask with `cairn train`"
+        )
+    weights = chosen.first_weights(without_files(config), spec.seed)
+    if spec.first_weights and not checkpoints.rounds():
+        weights = read_given(desk.first_weights(), weights)
     return Run(spec, config, weights, checkpoints, desk)
 
 
-def _without_files(config: Any) -> Any:
-    # Of what this makes, a run that goes on needs names, shapes and their order; no file changes those.
-    return config.model_copy(update={name: None for name, value in config if isinstance(value, Path)})
+def read_given(content: bytes, expected: Weights) -> Weights:
+    """Read weights that came in a safetensors file, in the order of those expected.
+
+    Raises TrainingError for weights of other networks, Diverged for those that are not finite.
+    """
+    try:
+        found = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise TrainingError("the weights to begin with are no safetensors file; ask for the run again") from error
+    held = {name: found[name] for name in expected if name in found}
+    check_layout(layout_of(held | found), layout_of(expected), "the file of weights to begin with")
+    made = {name: array.astype(np.float32) for name, array in held.items()}
+    check_finite(flatten(made))
+    return made
 
 
 def main() -> None:

@@ -74,6 +74,9 @@ class Desk(Protocol):
     def merge(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> Tally:
         """Close a replay plan and return the merged tally."""
 
+    def first_weights(self) -> bytes:
+        """Fetch the weights that the run was given to begin with, one safetensors file."""
+
     def log(self, text: str) -> None:
         """Note a line in the run's log."""
 

@@ -1,4 +1,8 @@
-"""Where the trainer keeps a run's weights, as others read them: <folder>/<run>/round-000012/weights.safetensors."""
+"""Where the trainer keeps a run's weights, as others read them, and a search's journal.
+
+<folder>/<run>/round-000012/weights.safetensors
+               search.jsonl
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +15,7 @@ from cairn.errors import StudyError
 PREFIX = "round-"
 WEIGHTS = "weights.safetensors"
 STATE = "state.json"
+JOURNAL = "search.jsonl"
 TRIES = 3  # the trainer deletes old folders while one is looked for
 
 
@@ -38,6 +43,24 @@ def open_weights(folder: Path, run: str, number: int) -> Iterator[BinaryIO]:
     if not kept:
         raise StudyError(f"{run} has no checkpoint yet; the first is there after its first round")
     raise StudyError(f"{run} keeps no checkpoint of round {number}; it keeps those of {kept}")
+
+
+@contextmanager
+def open_journal(folder: Path, run: str) -> Iterator[BinaryIO]:
+    """Open the journal of a search; its last line may not be whole yet.
+
+    folder  of all runs
+    run     a name that is known to be one
+    Raises StudyError when there is none.
+    """
+    try:
+        file = (folder / run / JOURNAL).open("rb")
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{run} has no journal of a search; that of a search is there from its first job on"
+        ) from error
+    with file:
+        yield file
 
 
 def _rounds(folder: Path) -> list[int]:

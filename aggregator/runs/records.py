@@ -88,7 +88,7 @@ def create(session: Session, spec: RunSpec, actor: str, now: datetime) -> None:
     """Put a new run into the queue. Raises StudyError when the name is taken, TrainingError for NaN."""
     check_name(session, spec.name)
     try:
-        json.dumps([spec.settings, spec.strategy_options], allow_nan=False)
+        json.dumps([spec.settings, spec.strategy_options, spec.search], allow_nan=False)
     except ValueError as error:
         raise TrainingError("settings: a number in them is not finite") from error
     values = spec.model_dump(mode="json")

@@ -9,9 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Engine, select
 
 from aggregator import database, tables
-from aggregator.runs import records
+from aggregator.intake.store import BlobStore
+from aggregator.runs import first_weights, records
 from aggregator.runs.bell import Bell
-from aggregator.runs.checkpoints import open_weights
+from aggregator.runs.checkpoints import open_journal, open_weights
 from cairn.errors import TrainingError
 from cairn.rpc import caller
 from cairn.run import RunSpec, read_run, run_message
@@ -26,24 +27,49 @@ FOLLOW_S = 3600.0  # between two looks that nothing but time has caused
 class RunsService(training_pb2_grpc.RunsServicer):
     """cairn.v1.Runs, for operators.
 
-    folder  of the checkpoints
-    bell    rung when a run has changed
-    trains  whether this aggregator has a trainer
+    folder   of the checkpoints
+    store    of the weights that runs begin with, on their way in `spool`
+    largest  bytes of a file of weights
+    bell     rung when a run has changed
+    trains   whether this aggregator has a trainer
     """
 
-    def __init__(self, engine: Engine, folder: Path, bell: Bell, now: Callable[[], datetime], *, trains: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        bell: Bell,
+        now: Callable[[], datetime],
+        *,
+        store: BlobStore,
+        spool: Path,
+        largest: int,
+        trains: bool,
+    ) -> None:
         self._engine = engine
+        self._store, self._spool, self._largest = store, spool, largest
         self._folder = folder
         self._bell = bell
         self._now = now
         self._trains = trains
 
-    def CreateRun(  # noqa: N802 - the name in the proto
+    def GiveWeights(  # noqa: N802 - the name in the proto
+        self,
+        request_iterator: Iterator[training_pb2.GiveWeightsRequest],
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+    ) -> training_pb2.GiveWeightsResponse:
+        """Take the weights that a run is to begin with."""
+        self._check_trains()
+        first_weights.take(request_iterator, self._store, self._spool, self._largest)
+        return training_pb2.GiveWeightsResponse()
+
+    def CreateRun(  # noqa: N802
         self, request: training_pb2.CreateRunRequest, context: grpc.ServicerContext
     ) -> training_pb2.CreateRunResponse:
         """Put a run into the queue."""
         self._check_trains()
         spec = read_run(request.spec)
+        first_weights.check_here(spec, self._store)
         with database.writing(self._engine) as session:
             records.create(session, spec, _actor(context), self._now())
         self._bell.ring()
@@ -131,6 +157,18 @@ class RunsService(training_pb2_grpc.RunsServicer):
         with open_weights(self._folder, name, request.round) as file:
             while data := file.read(CHUNK):
                 yield training_pb2.FetchCheckpointResponse(data=data)
+
+    def FetchJournal(  # noqa: N802
+        self,
+        request: training_pb2.FetchJournalRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+    ) -> Iterator[training_pb2.FetchJournalResponse]:
+        """Stream a search's journal."""
+        with database.reading(self._engine) as session:
+            name = records.find_run(session, request.name).name
+        with open_journal(self._folder, name) as file:
+            while data := file.read(CHUNK):
+                yield training_pb2.FetchJournalResponse(data=data)
 
     def _check_trains(self) -> None:
         if not self._trains:

@@ -35,6 +35,11 @@ class RunsStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GiveWeights = channel.stream_unary(
+                '/cairn.v1.Runs/GiveWeights',
+                request_serializer=cairn_dot_v1_dot_training__pb2.GiveWeightsRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_training__pb2.GiveWeightsResponse.FromString,
+                _registered_method=True)
         self.CreateRun = channel.unary_unary(
                 '/cairn.v1.Runs/CreateRun',
                 request_serializer=cairn_dot_v1_dot_training__pb2.CreateRunRequest.SerializeToString,
@@ -70,11 +75,24 @@ class RunsStub:
                 request_serializer=cairn_dot_v1_dot_training__pb2.FetchCheckpointRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_training__pb2.FetchCheckpointResponse.FromString,
                 _registered_method=True)
+        self.FetchJournal = channel.unary_stream(
+                '/cairn.v1.Runs/FetchJournal',
+                request_serializer=cairn_dot_v1_dot_training__pb2.FetchJournalRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_training__pb2.FetchJournalResponse.FromString,
+                _registered_method=True)
 
 
 class RunsServicer:
     """Training runs, for people. Role: operator.
     """
+
+    def GiveWeights(self, request_iterator, context):
+        """Takes the weights that a run is to begin with, one safetensors file; what is here already need not come again.
+        Errors: TooLarge, ChecksumMismatch, StorageFull.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreateRun(self, request, context):
         """Puts a run into the queue. Errors: TrainingError, StudyError when the name is taken by a run or a study.
@@ -124,9 +142,21 @@ class RunsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchJournal(self, request, context):
+        """Streams the journal of a search as it is now, a line of JSON an event. Errors: StudyError when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunsServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GiveWeights': grpc.stream_unary_rpc_method_handler(
+                    servicer.GiveWeights,
+                    request_deserializer=cairn_dot_v1_dot_training__pb2.GiveWeightsRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_training__pb2.GiveWeightsResponse.SerializeToString,
+            ),
             'CreateRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateRun,
                     request_deserializer=cairn_dot_v1_dot_training__pb2.CreateRunRequest.FromString,
@@ -162,6 +192,11 @@ def add_RunsServicer_to_server(servicer, server):
                     request_deserializer=cairn_dot_v1_dot_training__pb2.FetchCheckpointRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_training__pb2.FetchCheckpointResponse.SerializeToString,
             ),
+            'FetchJournal': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchJournal,
+                    request_deserializer=cairn_dot_v1_dot_training__pb2.FetchJournalRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_training__pb2.FetchJournalResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'cairn.v1.Runs', rpc_method_handlers)
@@ -173,6 +208,33 @@ def add_RunsServicer_to_server(servicer, server):
 class Runs:
     """Training runs, for people. Role: operator.
     """
+
+    @staticmethod
+    def GiveWeights(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/cairn.v1.Runs/GiveWeights',
+            cairn_dot_v1_dot_training__pb2.GiveWeightsRequest.SerializeToString,
+            cairn_dot_v1_dot_training__pb2.GiveWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateRun(request,
@@ -363,6 +425,33 @@ class Runs:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def FetchJournal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Runs/FetchJournal',
+            cairn_dot_v1_dot_training__pb2.FetchJournalRequest.SerializeToString,
+            cairn_dot_v1_dot_training__pb2.FetchJournalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class TrainingStub:
     """The way between the aggregator and its trainer process. Role: trainer.
@@ -378,6 +467,11 @@ class TrainingStub:
                 '/cairn.v1.Training/ClaimRun',
                 request_serializer=cairn_dot_v1_dot_training__pb2.ClaimRunRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_training__pb2.ClaimRunResponse.FromString,
+                _registered_method=True)
+        self.FetchWeights = channel.unary_stream(
+                '/cairn.v1.Training/FetchWeights',
+                request_serializer=cairn_dot_v1_dot_training__pb2.FetchWeightsRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_training__pb2.FetchWeightsResponse.FromString,
                 _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/cairn.v1.Training/ListNodes',
@@ -408,6 +502,13 @@ class TrainingServicer:
     def ClaimRun(self, request, context):
         """Gives the run to work on now: one that was begun before any that is queued. Empty when there is none.
         The run becomes "running". Calling again without having ended it gives the same run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchWeights(self, request, context):
+        """Streams the weights that a run was given to begin with. Errors: StudyError when it was given none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -450,6 +551,11 @@ def add_TrainingServicer_to_server(servicer, server):
                     servicer.ClaimRun,
                     request_deserializer=cairn_dot_v1_dot_training__pb2.ClaimRunRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_training__pb2.ClaimRunResponse.SerializeToString,
+            ),
+            'FetchWeights': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchWeights,
+                    request_deserializer=cairn_dot_v1_dot_training__pb2.FetchWeightsRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_training__pb2.FetchWeightsResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -500,6 +606,33 @@ class Training:
             '/cairn.v1.Training/ClaimRun',
             cairn_dot_v1_dot_training__pb2.ClaimRunRequest.SerializeToString,
             cairn_dot_v1_dot_training__pb2.ClaimRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.Training/FetchWeights',
+            cairn_dot_v1_dot_training__pb2.FetchWeightsRequest.SerializeToString,
+            cairn_dot_v1_dot_training__pb2.FetchWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,10 @@ class RunsStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RunsAsyncStub: ...
+    GiveWeights: _grpc.StreamUnaryMultiCallable[_training_pb2.GiveWeightsRequest, _training_pb2.GiveWeightsResponse]
+    """Takes the weights that a run is to begin with, one safetensors file; what is here already need not come again.
+    Errors: TooLarge, ChecksumMismatch, StorageFull.
+    """
     CreateRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]
     """Puts a run into the queue. Errors: TrainingError, StudyError when the name is taken by a run or a study."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]
@@ -46,12 +50,18 @@ class RunsStub:
     """Streams the log from a line on, and with follow until the run ends."""
     FetchCheckpoint: _grpc.UnaryStreamMultiCallable[_training_pb2.FetchCheckpointRequest, _training_pb2.FetchCheckpointResponse]
     """Streams a checkpoint as one safetensors file. Errors: StudyError when there is none."""
+    FetchJournal: _grpc.UnaryStreamMultiCallable[_training_pb2.FetchJournalRequest, _training_pb2.FetchJournalResponse]
+    """Streams the journal of a search as it is now, a line of JSON an event. Errors: StudyError when there is none."""
 
 @_typing.type_check_only
 class RunsAsyncStub(RunsStub):
     """Training runs, for people. Role: operator."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GiveWeights: _aio.StreamUnaryMultiCallable[_training_pb2.GiveWeightsRequest, _training_pb2.GiveWeightsResponse]  # type: ignore[assignment]
+    """Takes the weights that a run is to begin with, one safetensors file; what is here already need not come again.
+    Errors: TooLarge, ChecksumMismatch, StorageFull.
+    """
     CreateRun: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateRunRequest, _training_pb2.CreateRunResponse]  # type: ignore[assignment]
     """Puts a run into the queue. Errors: TrainingError, StudyError when the name is taken by a run or a study."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_training_pb2.ListRunsRequest, _training_pb2.ListRunsResponse]  # type: ignore[assignment]
@@ -65,9 +75,21 @@ class RunsAsyncStub(RunsStub):
     """Streams the log from a line on, and with follow until the run ends."""
     FetchCheckpoint: _aio.UnaryStreamMultiCallable[_training_pb2.FetchCheckpointRequest, _training_pb2.FetchCheckpointResponse]  # type: ignore[assignment]
     """Streams a checkpoint as one safetensors file. Errors: StudyError when there is none."""
+    FetchJournal: _aio.UnaryStreamMultiCallable[_training_pb2.FetchJournalRequest, _training_pb2.FetchJournalResponse]  # type: ignore[assignment]
+    """Streams the journal of a search as it is now, a line of JSON an event. Errors: StudyError when there is none."""
 
 class RunsServicer(metaclass=_abc_1.ABCMeta):
     """Training runs, for people. Role: operator."""
+
+    @_abc_1.abstractmethod
+    def GiveWeights(
+        self,
+        request_iterator: _MaybeAsyncIterator[_training_pb2.GiveWeightsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.GiveWeightsResponse, _abc.Awaitable[_training_pb2.GiveWeightsResponse]]:
+        """Takes the weights that a run is to begin with, one safetensors file; what is here already need not come again.
+        Errors: TooLarge, ChecksumMismatch, StorageFull.
+        """
 
     @_abc_1.abstractmethod
     def CreateRun(
@@ -124,6 +146,14 @@ class RunsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_training_pb2.FetchCheckpointResponse], _abc.AsyncIterator[_training_pb2.FetchCheckpointResponse]]:
         """Streams a checkpoint as one safetensors file. Errors: StudyError when there is none."""
 
+    @_abc_1.abstractmethod
+    def FetchJournal(
+        self,
+        request: _training_pb2.FetchJournalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.FetchJournalResponse], _abc.AsyncIterator[_training_pb2.FetchJournalResponse]]:
+        """Streams the journal of a search as it is now, a line of JSON an event. Errors: StudyError when there is none."""
+
 def add_RunsServicer_to_server(servicer: RunsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class TrainingStub:
@@ -137,6 +167,8 @@ class TrainingStub:
     """Gives the run to work on now: one that was begun before any that is queued. Empty when there is none.
     The run becomes "running". Calling again without having ended it gives the same run.
     """
+    FetchWeights: _grpc.UnaryStreamMultiCallable[_training_pb2.FetchWeightsRequest, _training_pb2.FetchWeightsResponse]
+    """Streams the weights that a run was given to begin with. Errors: StudyError when it was given none."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListNodesRequest, _training_pb2.ListNodesResponse]
     """Names the sites and the keys with which their SuperNodes sign; revoked ones are not in it."""
     PublishReplay: _grpc.UnaryUnaryMultiCallable[_training_pb2.PublishReplayRequest, _training_pb2.PublishReplayResponse]
@@ -159,6 +191,8 @@ class TrainingAsyncStub(TrainingStub):
     """Gives the run to work on now: one that was begun before any that is queued. Empty when there is none.
     The run becomes "running". Calling again without having ended it gives the same run.
     """
+    FetchWeights: _aio.UnaryStreamMultiCallable[_training_pb2.FetchWeightsRequest, _training_pb2.FetchWeightsResponse]  # type: ignore[assignment]
+    """Streams the weights that a run was given to begin with. Errors: StudyError when it was given none."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_training_pb2.ListNodesRequest, _training_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Names the sites and the keys with which their SuperNodes sign; revoked ones are not in it."""
     PublishReplay: _aio.UnaryUnaryMultiCallable[_training_pb2.PublishReplayRequest, _training_pb2.PublishReplayResponse]  # type: ignore[assignment]
@@ -184,6 +218,14 @@ class TrainingServicer(metaclass=_abc_1.ABCMeta):
         """Gives the run to work on now: one that was begun before any that is queued. Empty when there is none.
         The run becomes "running". Calling again without having ended it gives the same run.
         """
+
+    @_abc_1.abstractmethod
+    def FetchWeights(
+        self,
+        request: _training_pb2.FetchWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.FetchWeightsResponse], _abc.AsyncIterator[_training_pb2.FetchWeightsResponse]]:
+        """Streams the weights that a run was given to begin with. Errors: StudyError when it was given none."""
 
     @_abc_1.abstractmethod
     def ListNodes(
