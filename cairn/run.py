@@ -75,6 +75,9 @@ class RunSpec(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     settings: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own")
     first_weights: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file it begins with")
+    search: dict[str, Any] | None = Field(
+        None, description="of a strategy, by agent_trainer.search: rounds are then its jobs, min_sites those of a job"
+    )
 
     @model_validator(mode="after")
     def _options_known(self) -> "RunSpec":
@@ -82,6 +85,14 @@ class RunSpec(BaseModel):
         if unknown:
             known = ", ".join(OPTIONS[self.strategy]) or "none"
             raise ValueError(f"{self.strategy} has no option {unknown[0]!r}; it takes {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_search(self) -> "RunSpec":
+        if self.search is not None and (self.strategy != "fedavg" or self.patience):
+            raise ValueError(
+                "a search joins the weights of a job's sites by fedavg, and has no patience; leave both out"
+            )
         return self
 
     @property
@@ -134,6 +145,7 @@ def read_run(message: training_pb2.RunSpec) -> RunSpec:
         "seed": message.seed,
         "settings": settings,
         "first_weights": message.first_weights,
+        "search": search,
     }
     if message.HasField("round_deadline"):
         values["round_deadline"] = message.round_deadline.ToTimedelta()

@@ -58,6 +58,7 @@ class RunSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
     FIRST_WEIGHTS_FIELD_NUMBER: _builtins.int
+    SEARCH_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     algorithm: _builtins.str
     """"dqn", "apga", "attention", "segmentation" or "pretrain"."""
@@ -77,6 +78,10 @@ class RunSpec(_message.Message):
     """
     first_weights: _builtins.str
     """SHA-256, in hex, of the file of weights that the run begins with; "" for weights made by the seed."""
+    search_json: _builtins.str
+    """Of a search for a training strategy, a JSON object; "" for a run of rounds. Rules in agent_trainer/search/spec.py.
+    The rounds are then its jobs, min_sites the sites of a job, and round_deadline is a job's.
+    """
     @_builtins.property
     def strategy_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The strategy's own numbers, by name."""
@@ -98,10 +103,11 @@ class RunSpec(_message.Message):
         seed: _builtins.int = ...,
         settings_json: _builtins.str = ...,
         first_weights: _builtins.str = ...,
+        search_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round_deadline", b"round_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "min_sites", b"min_sites", "name", b"name", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "seed", b"seed", "settings_json", b"settings_json", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "min_sites", b"min_sites", "name", b"name", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "search_json", b"search_json", "seed", b"seed", "settings_json", b"settings_json", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
