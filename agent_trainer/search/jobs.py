@@ -62,7 +62,10 @@ class Runner(Protocol):
 
 
 class Search:
-    """A search that goes on where its journal ends."""
+    """A search that goes on where its journal ends.
+
+    room  tells how many jobs may be in flight now, where that changes; under 1: those that are end, none is launched
+    """
 
     def __init__(
         self,
@@ -71,8 +74,10 @@ class Search:
         journal: Journal,
         runner: Runner,
         now: Callable[[], float] = time.monotonic,
+        room: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._spec, self._proposer, self._journal, self._runner, self._now = spec, proposer, journal, runner, now
+        self._room = room
         self._began: dict[int, float] = {}
         self._fruitless = 0
         for event in journal.events:
@@ -98,7 +103,10 @@ class Search:
 
     def _fill(self) -> Iterator[Event]:
         """Launch jobs up to n; lines 3, 7 and 8."""
-        while len(self._began) < self._spec.in_flight and (job := len(self._journal.records)) < self._spec.jobs:
+        while (
+            len(self._began) < min(self._spec.in_flight, self._room())
+            and (job := len(self._journal.records)) < self._spec.jobs
+        ):
             units = self._proposer.propose(job)
             if units is None:
                 return
