@@ -186,9 +186,10 @@ def apply(
         if masks is not None and labels is not None:
             masks[moving] = labels
     for i, happens in enumerate(drawn.happens.tolist()):
-        toned = _toned(images[i], dict(zip(NAMES, happens, strict=True)), drawn, i, rng)
-        if toned is not images[i]:
-            images[i] = toned
+        old = images[i]
+        new = _toned(old, dict(zip(NAMES, happens, strict=True)), drawn, i, rng)
+        if new is not old:
+            images[i] = new
     return images, masks
 
 
