@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 
 from cairn.rpc import errors_from_wire
 from cairn.run import RunSpec
@@ -30,7 +31,8 @@ def begun_from_files(channel: grpc.Channel, run: RunSpec) -> RunSpec:
     if not files(config):
         return run
     settings = told(run.settings, config)
-    content = save(chosen.first_weights(config, run.seed))
+    weights = chosen.first_weights(config, run.seed)
+    content = save({name: np.array(array, order="C") for name, array in weights.items()})
     digest = hashlib.sha256(content)
     with errors_from_wire():
         training_pb2_grpc.RunsStub(channel).GiveWeights(_messages(content, digest.digest()), timeout=SEND_S)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from agent_trainer.algorithms import algorithm
 from agent_trainer.exports.card import ModelCard, describe
 from agent_trainer.exports.graphs import check_onnx, to_onnx
+from agent_trainer.first_files import files
 from cairn.errors import ConfigError, TrainingError
 from cairn.files import write_atomically
 
@@ -45,7 +46,9 @@ def export(folder: Path, name: str, weights: Weights, config: Any, card: ModelCa
     made = [to_onnx(graph) for graph in graphs]
     difference = max(check_onnx(content, graph) for content, graph in zip(made, graphs, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    text = describe(own.about(config), card, difference)
+    about = own.about(config)
+    began = tuple(f"**Began with**: {path.name} ({setting})" for setting, path in files(config).items())
+    text = describe(replace(about, lines=(*about.lines, *began)), card, difference)
     places = [folder / file for file in (WEIGHTS, CARD, *(graph.file for graph in graphs))]
     for place, content in zip(places, (write_weights(name, weights, config, card), text.encode(), *made), strict=True):
         with write_atomically(place) as file:

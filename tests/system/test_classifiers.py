@@ -1,5 +1,6 @@
 """Classifiers trained by whole federations: both algorithms, a site with one class, a killed aggregator, the models."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import tomli_w
 from PIL import Image as Pillow
+from safetensors.numpy import save_file
 
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.apga_practice import first_weights
 from deploy.federation import federation
 from tests.system.observing import Observed
 from tests.system.training import cairn, ended, join, log_of, rounds_of, run_of, states_of, status, trains, wait_in
@@ -70,7 +74,13 @@ def ask(seen: Observed, kind: str, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def apga(seen: Observed) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(ask(seen, "apga", "--json"))
+    """A run that begins with a classifier from a file that lies with the researcher alone."""
+    file = seen.running.folder / "at-the-researcher" / "before.safetensors"
+    file.parent.mkdir()
+    begun = first_weights(ApgaConfig.model_validate({**SETTINGS["apga"], "classes": CLASSES}), 9)
+    of_classifier = {name.removeprefix("classifier."): array for name, array in begun.items() if "classifier" in name}
+    save_file(of_classifier, file)
+    told: dict[str, Any] = json.loads(ask(seen, "apga", "--json", "--set", f"classifier_weights={file}"))
     return told
 
 
@@ -110,6 +120,19 @@ def test_apga_goes_to_its_end_with_a_site_of_one_class(seen: Observed, apga: dic
     assert any(problem.startswith("all images of this site are of the class light; it") for problem in problems)
     assert any("broken.png" in problem for problem in problems)
     assert b"broken.png" not in (seen.running.folder / "logs" / "aggregator.log").read_bytes()
+
+
+def test_files_that_a_run_begins_with_are_known_by_name_and_digest_alone(seen: Observed, apga: dict[str, Any]) -> None:
+    content = (seen.running.folder / "at-the-researcher" / "before.safetensors").read_bytes()
+    named = f"before.safetensors sha256:{hashlib.sha256(content).hexdigest()}"
+    assert apga["spec"]["settings"]["classifier_weights"] == named
+    assert len(apga["spec"]["first_weights"]) == 64
+    kept = list((seen.running.folder / "aggregator").rglob("weights.safetensors"))
+    assert kept
+    assert all(named.encode() in path.read_bytes() for path in kept)
+    for path in seen.running.folder.rglob("*"):
+        if path.is_file() and path.parent.name != "at-the-researcher":
+            assert b"at-the-researcher" not in path.read_bytes(), path
 
 
 def test_attention_goes_on_behind_its_last_checkpoint_when_the_aggregator_was_killed(

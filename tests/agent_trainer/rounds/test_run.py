@@ -40,6 +40,10 @@ class NotingDesk:
     lines: list[str] = field(default_factory=list)
     merged_from: list[list[str]] = field(default_factory=list)
     merge_fails: bool = False
+    given: bytes = b""
+
+    def first_weights(self):
+        return self.given
 
     def publish(self, plan, open_for):
         assert open_for > timedelta(0)
