@@ -67,7 +67,7 @@ def test_the_readme_captions_every_top_level_entry() -> None:
 
 
 def test_every_program_is_found_by_its_entry_point() -> None:
-    programs = {"aggregator", "demo", "edge", "evaluate", "export", "runs", "study", "train"}
+    programs = {"aggregator", "demo", "edge", "evaluate", "export", "runs", "search", "study", "train"}
     assert {point.name for point in entry_points(group=GROUP)} == programs
 
 

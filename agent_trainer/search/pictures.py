@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from agent_trainer.search.comparison import Course, Floats, by_method
 from agent_trainer.search.journal import Record
 from agent_trainer.search.leaderboard import rewards
 from agent_trainer.search.space import Parameter
@@ -56,6 +57,44 @@ def draw_course(path: Path, spec: SearchSpec, records: Sequence[Record], reward:
     below.colorbar(dots, ax=panels, label=reward, aspect=15 * rows, pad=0.01)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def draw_comparison(path: Path, courses: Sequence[Course], reward: str = "validation Dice") -> None:
+    """Write a PNG of methods side by side: the best so far against the jobs spent, and what it is worth on test images.
+
+    A line is a method's mean over its searches, its band one standard deviation either way. A search that ended with
+    nothing left to try stays where it was. Raises TrainingError when nothing has finished, OSError.
+    """
+    methods = {name: [one for one in of_it if len(one.best)] for name, of_it in by_method(courses).items()}
+    if not any(np.isfinite(one.best).any() for of_it in methods.values() for one in of_it):
+        raise TrainingError("no job of these searches has finished yet, so there is nothing to draw; wait for one")
+    tested = any(np.isfinite(one.test).any() for of_it in methods.values() for one in of_it)
+    figure = Figure(figsize=(6.4 * (1 + tested), 4.2), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 1 + tested, squeeze=False)[0]
+    whats = [("best", f"best {reward} so far"), ("test", "the same job on test images")]
+    for axes, (what, title) in zip(panels, whats, strict=False):
+        for place, (name, of_it) in enumerate(methods.items()):
+            _draw_method(axes, f"{name} ({len(of_it)})", [getattr(one, what) for one in of_it], cluster_colour(place))
+        _frame(axes, title, x="jobs launched")
+    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def _draw_method(axes: Axes, name: str, lines: Sequence[Floats], colour: str) -> None:
+    size = max((len(line) for line in lines), default=0)
+    held = [np.pad(line, (0, size - len(line)), mode="edge") for line in lines]
+    whole = np.array([line for line in held if np.isfinite(line).any()])
+    if not len(whole):
+        return
+    known = np.isfinite(whole).all(0)  # a mean of some searches only would jump where the others begin
+    jobs = np.arange(1, size + 1)[known]
+    middle = whole[:, known].mean(0)
+    axes.step(jobs, middle, where="post", color=colour, linewidth=1.8, label=name)
+    if len(whole) > 1:
+        spread = whole[:, known].std(0, ddof=1)
+        axes.fill_between(jobs, middle - spread, middle + spread, step="post", color=colour, alpha=0.12, linewidth=0)
 
 
 def _importance(spec: SearchSpec, records: Sequence[Record]) -> Mapping[str, float]:

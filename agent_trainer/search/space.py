@@ -279,12 +279,20 @@ def _inner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     return model
 
 
-def run_toml(space: Space, strategy: Mapping[str, Any]) -> str:
-    """Write a strategy as the TOML that `cairn train … --config` takes: all the run's settings under [settings]."""
-    return tomli_w.dumps({"settings": space.run_settings(strategy)})
+def run_toml(space: Space, strategy: Mapping[str, Any], algorithm: str | None = None) -> str:
+    """Write a strategy as the TOML that `cairn train … --config` takes: all the run's settings under [settings].
+
+    algorithm  that they are of, so that no other is trained with them
+    """
+    named = {} if algorithm is None else {"algorithm": algorithm}
+    return tomli_w.dumps({**named, "settings": space.run_settings(strategy)})
 
 
-def export(path: Path, space: Space, strategy: Mapping[str, Any]) -> None:
-    """Write a strategy's TOML to a file. Raises ConfigError, OSError."""
-    with write_atomically(path) as file:
-        file.write(run_toml(space, strategy).encode())
+def export(path: Path, space: Space, strategy: Mapping[str, Any], algorithm: str | None = None) -> None:
+    """Write a strategy's TOML to a file. Raises ConfigError when the strategy does not fit, or the file cannot be."""
+    text = run_toml(space, strategy, algorithm)
+    try:
+        with write_atomically(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file") from error

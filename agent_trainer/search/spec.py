@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agent_trainer.search.space import Space, Units, first_wrong
 from cairn.errors import ConfigError
+from cairn.figures import VALIDATION
 from cairn.run import GOALS, AlgorithmName, Goal
 
+TEST: Final = "test/"  # before the names of figures of test images
 Update: TypeAlias = Literal["printed", "reinforce", "ppo"]
 Method: TypeAlias = Literal["ppo", "reinforce", "printed", "discrete", "continuous", "random", "tpe"]
 
@@ -117,6 +119,11 @@ class SearchSpec(BaseModel):
     def goal(self) -> Goal:
         """The figure that is the reward; negated where smaller is better."""
         return GOALS[self.algorithm]
+
+    @property
+    def test_metric(self) -> str:
+        """The goal's figure on test images, as jobs tell it."""
+        return f"{TEST}{self.goal.metric.removeprefix(VALIDATION)}"
 
     @property
     def reward_words(self) -> str:
