@@ -51,14 +51,15 @@ def _answering(model: Model) -> Callable[[Example], Floats]:
     match model.algorithm:
         case "apga":
             from agent_trainer.apga_learner import Learner  # noqa: PLC0415 - only what is called for
+            from agent_trainer.craft.domains import looked as in_look  # noqa: PLC0415
             from agent_trainer.labelled.reading import read_whole  # noqa: PLC0415
 
             learner = Learner(config, seed=0)
             learner.load(model.weights)
 
             def whole(example: Example) -> Floats:
-                pixels = read_whole(example.path, config.side, config.channels)
-                probabilities: Floats = learner.probabilities(pixels[np.newaxis])[0]
+                pixels = in_look(read_whole(example.path, config.side, config.channels)[np.newaxis], config.domain)
+                probabilities: Floats = learner.probabilities(pixels)[0]
                 return probabilities
 
             return whole

@@ -5,6 +5,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agent_trainer.craft.augmentation import Augmentation
+from agent_trainer.craft.domains import Domain
+from agent_trainer.craft.losses import Loss
 from agent_trainer.settings import Classes, read_settings
 
 VGG_SIDE, SMALL_SIDE = 32, 4  # by what a masker's strides divide an image's side
@@ -25,12 +28,18 @@ class ApgaConfig(BaseModel):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, whose weights the paper begins with;
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # an image of one channel takes their means
 
+    # of the whole images, before any mask; not in the paper. docs/craft/augmentation.md
+    augmentation: Augmentation = Augmentation()
+
     # the networks
     classifier: Literal["densenet169", "densenet121", "small"] = "densenet169"  # paper 3 §3
     masker: Literal["vgg11-unet", "small"] = "vgg11-unet"  # paper 3 §3: TernausNet
     small_channels: tuple[int, ...] = Field((8, 16, 32, 64), min_length=1)  # of the small classifier's convolutions
     # and what stands behind them: batch norm's statistics take in the masked images too, group norm has none
     small_norm: Literal["batch", "group"] = "batch"
+    # of batch norm's running statistics; "cumulative" is the mean over the batches of the round, nothing older
+    norm_momentum: float | Literal["cumulative"] = 0.1  # torch's own; the paper is silent
+    dropout: float = Field(0.0, ge=0, lt=1)  # before the small classifier's last layer, in each layer of a DenseNet
     classifier_weights: Path | None = None  # a local file at whoever begins the run; ImageNet's in the paper
     masker_weights: Path | None = None  # the same; of TernausNet on Carvana in the paper, or of a VGG11
 
@@ -38,6 +47,8 @@ class ApgaConfig(BaseModel):
     batch: int = Field(25, ge=1)  # images; paper 3 §3
     learning_rate: float = Field(1e-4, gt=0)  # Adam, of both networks; paper 3 §3
     balance: Literal["none", "weights", "sampler"] = "none"  # against unbalanced classes; not in the paper
+    loss: Loss = Loss()  # of the classifier; docs/craft/imbalance.md
+    domain: Domain = Domain()  # against sites that look different; docs/craft/domains.md
 
     # pre-training "to convergence" (algorithm 1, line 2): no criterion in the paper. It ends when the mean loss of
     # `pretrain_patience` windows in a row was not lower, by a share of `pretrain_gain`, than the lowest before.
@@ -83,6 +94,9 @@ class ApgaConfig(BaseModel):
     def _fits(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes are {self.classes}; each may be named once")
+        self.augmentation.check(2)
+        if isinstance(self.norm_momentum, float) and not 0 < self.norm_momentum <= 1:
+            raise ValueError(f'norm_momentum is {self.norm_momentum:g}; expected over 0 and at most 1, or "cumulative"')
         if min(self.small_channels) < 1 or min(self.std) <= 0:
             raise ValueError("small_channels must be at least 1 and std over 0")
         step = VGG_SIDE if self.masker == "vgg11-unet" else SMALL_SIDE

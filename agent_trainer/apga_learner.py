@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from agent_trainer import apga, saved_state
 from agent_trainer.algorithms import Weights
 from agent_trainer.apga_config import ApgaConfig
-from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, grad_cam_layer, networks
+from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, described, grad_cam_layer, networks
+from agent_trainer.craft.domains import coral_loss
+from agent_trainer.craft.losses import classification_loss
 from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
 from cairn.errors import Diverged
@@ -91,16 +92,26 @@ class Learner:
         x = torch.from_numpy(pixels).to(self._device).to(torch.float32, memory_format=torch.channels_last)
         return x.div_(255).sub_(self._mean).div_(self._std)
 
-    def step(self, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rng: np.random.Generator) -> apga.Step:
+    def step(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+        target: npt.NDArray[np.uint8] | None = None,
+    ) -> apga.Step:
         """Learn from one batch: pre-training first, then as the method says.
 
+        target  uint8[b, channels, side, side], images of the other look for the CORAL loss
         Raises Diverged when a loss or a gradient is not finite; all is then as it was before the batch.
         """
         x, y = self.scaled(pixels), torch.from_numpy(labels).to(self._device)
         torch._foreach_copy_(self._spare, self._live())
         looked_through = self._pretrained, self._grad_cam
         try:
-            made = self._made(x, y, rng)
+            with torch.random.fork_rng(enabled=self.config.dropout > 0):
+                if self.config.dropout:  # which draws from torch's own generator
+                    torch.manual_seed(int(rng.integers(2**63)))
+                made = self._made(x, y, rng, None if target is None else self.scaled(target))
         except Diverged:
             torch._foreach_copy_(self._live(), self._spare)
             self._pretrained, self._grad_cam = looked_through
@@ -116,11 +127,23 @@ class Learner:
                 self._freeze()
         return made
 
-    def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> apga.Step:
-        config, classifier = self.config, self.networks[CLASSIFIER].train()
+    def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator, target: Tensor | None) -> apga.Step:
+        config, network = self.config, self.networks[CLASSIFIER].train()
+        classifier: apga.Network = network
+        features: list[Tensor] = []
+
+        def describe(images: Tensor) -> Tensor:
+            found, answers = described(network, images)
+            features.append(found)
+            return answers
 
         def descend(loss: Tensor) -> None:
+            if target is not None and len(features) == 1:  # the first step of a batch is on its originals
+                loss = loss + config.domain.coral * coral_loss(features[0], described(network, target)[0])
             self._descend(loss, (CLASSIFIER,))
+
+        if target is not None:
+            classifier = describe
 
         def masked(kept: Tensor) -> apga.Step:
             step, _ = apga.plain_step(x, y, classifier, self._loss, descend)
@@ -172,7 +195,7 @@ class Learner:
         return answers
 
     def _loss(self, answers: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(answers, y, self._weigh)
+        return classification_loss(answers, y, self.config.loss, self._weigh)
 
     def _descend(self, loss: Tensor, names: tuple[str, ...]) -> None:
         parameters = [p for name in names for p in self._parameters[name]]
@@ -256,6 +279,10 @@ class Learner:
         Raises TrainingError for weights of another shape, Diverged for those that are not finite.
         """
         put_weights(self.networks, weights, architecture(self.config))
+        if self.config.norm_momentum == "cumulative":  # of this round's batches, made by this round's weights
+            for name, tensor in self.networks[CLASSIFIER].state_dict().items():
+                if name.endswith("num_batches_tracked"):
+                    tensor.zero_()
         self._mu = proximal_mu
         taken = {name: [p.detach().clone() for p in some] for name, some in self._parameters.items()}
         self._anchor = taken if proximal_mu else {}

@@ -27,6 +27,9 @@ def networks(config: ApgaConfig, seed: int) -> nn.ModuleDict:
         built = {CLASSIFIER: _classifier(config)}
         if config.masks:
             built[MASKER] = _masker(config)
+    for layer in built[CLASSIFIER].modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None if config.norm_momentum == "cumulative" else config.norm_momentum
     return nn.ModuleDict(built).to(memory_format=torch.channels_last)
 
 
@@ -49,13 +52,27 @@ def grad_cam_layer(config: ApgaConfig) -> str:
     return "features" if config.classifier == "small" else "class_layers.relu"
 
 
+def described(classifier: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the classifier's last layer sees, float[b, d], and what it answers, float[b, classes]."""
+    if isinstance(classifier, SmallClassifier):
+        features = classifier.features(x).mean((2, 3))
+        return features, classifier.head(classifier.dropout(features))
+    *before, last = classifier.class_layers
+    features = nn.Sequential(*before)(classifier.features(x))
+    return features, last(features)
+
+
 def _classifier(config: ApgaConfig) -> nn.Module:
     if config.classifier == "small":
-        return SmallClassifier(config.channels, config.small_channels, len(config.classes), config.small_norm)
+        return SmallClassifier(
+            config.channels, config.small_channels, len(config.classes), config.small_norm, config.dropout
+        )
     from monai.networks.nets.densenet import DenseNet121, DenseNet169  # noqa: PLC0415 - takes seconds
 
     network = DenseNet169 if config.classifier == "densenet169" else DenseNet121
-    built: nn.Module = network(spatial_dims=2, in_channels=config.channels, out_channels=len(config.classes))
+    built: nn.Module = network(
+        spatial_dims=2, in_channels=config.channels, out_channels=len(config.classes), dropout_prob=config.dropout
+    )
     return built
 
 
@@ -80,9 +97,10 @@ class SmallClassifier(nn.Module):  # type: ignore[misc] # torch is not followed
     channels  of the images
     widths    of the convolutions
     norm      "batch" or "group"
+    dropout   share of the numbers before the last layer that learning leaves out
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], classes: int, norm: str) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], classes: int, norm: str, dropout: float = 0.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = channels
@@ -92,11 +110,12 @@ class SmallClassifier(nn.Module):  # type: ignore[misc] # torch is not followed
             layers += [convolution, steady, nn.ReLU(), nn.MaxPool2d(2)]
             before = width
         self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(before, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits: float[b, channels, h, w] → float[b, classes]."""
-        answers: Tensor = self.head(self.features(x).mean((2, 3)))
+        answers: Tensor = self.head(self.dropout(self.features(x).mean((2, 3))))
         return answers
 
 

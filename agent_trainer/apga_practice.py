@@ -1,7 +1,7 @@
 """What a site holds of an APGA run between rounds: its labelled images, the learner, and the loop that trains it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,14 @@ from agent_trainer.apga_config import ApgaConfig, read_config
 from agent_trainer.apga_learner import Learner
 from agent_trainer.apga_networks import load_pretrained, networks
 from agent_trainer.classification import count, figures, merge_validation
+from agent_trainer.craft.augmentation import augment_pixels
+from agent_trainer.craft.domains import keep_own, local_names, looked
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.reading import read_all
-from agent_trainer.labelled.sources import Labelled, load_labelled, read_labelled
+from agent_trainer.labelled.sources import Example, Labelled, LabelledSource, load_labelled, read_labelled
 from agent_trainer.module_weights import as_weights
 from agent_trainer.saved_state import fitting
-from cairn.errors import CairnError, ImageError
+from cairn.errors import CairnError, ConfigError, ImageError
 
 STATE: Final = "apga.safetensors"
 QUEUE: Final = "queue"
@@ -78,27 +80,39 @@ class ApgaPractice:
     labelled  the site's examples; images that cannot be read are left out, with a problem each
     seed      of order, draws and first weights
     folder    for the learner's state after each round, so that a restart goes on
+    target    images of the other look, see `Domain`; what they show is not used
     images, labels, held_out, held_out_labels
               uint8[n, channels, side, side] and int64[n]: to learn from, and set aside
     Raises ImageError when no image to learn from can be read.
     """
 
-    def __init__(self, labelled: Labelled, config: ApgaConfig, seed: int, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        labelled: Labelled,
+        config: ApgaConfig,
+        seed: int,
+        device: str,
+        folder: Path,
+        target: Sequence[Example] = (),
+    ) -> None:
         self.config, self._folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.images, train, broken = read_all(labelled.train, config.side, config.channels)
-        self.held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
+        images, train, broken = read_all(labelled.train, config.side, config.channels)
+        held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
+        others, _, yet_more = read_all(target, config.side, config.channels)
+        self.images, self.held_out, self._target = (looked(some, config.domain) for some in (images, held_out, others))
         if not train:
             raise ImageError(
                 f"none of the {len(labelled.train)} images to learn from can be read; expected at least one"
             )
         self.labels = np.array([example.label for example in train], np.int64)
         self.held_out_labels = np.array([example.label for example in validation], np.int64)
-        self._problems = (*labelled.problems, *broken, *more)
+        self._problems = (*labelled.problems, *broken, *more, *yet_more)
         self._rng = np.random.default_rng(seed)
         self._queue: deque[int] = deque()  # places of the images that come next
         weigh = class_weights(self.labels, len(config.classes)) if config.balance == "weights" else None
         self.learner = Learner(config, seed=seed, device=device, class_weights=weigh)
+        self._local = local_names(self.learner.networks, config.domain.keep_local)
         self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
         self._sums = Sums()
         self._collapses = 0  # over all rounds
@@ -120,7 +134,9 @@ class ApgaPractice:
         return self.learner.weights()
 
     def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
-        """Take a round's weights; see `Learner.load`."""
+        """Take a round's weights, but for those that stay here once they have learned here; see `Learner.load`."""
+        if self._local and self.learner.updates:
+            weights = keep_own(weights, self.learner.weights(), self._local)
         self.learner.load(weights, proximal_mu)
 
     def train(self, updates: int) -> Iterator[Sums]:
@@ -132,7 +148,8 @@ class ApgaPractice:
         self._sums = sums = Sums()
         for made in range(1, updates + 1):
             chosen = self._chosen(self.config.batch)
-            step = self.learner.step(self.images[chosen], self.labels[chosen], self._rng)
+            pixels = augment_pixels(self.images[chosen], self.config.augmentation, self._rng)
+            step = self.learner.step(pixels, self.labels[chosen], self._rng, self._of_target(len(chosen)))
             sums.add(step, len(chosen))
             if step.kept is not None:
                 self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
@@ -144,6 +161,13 @@ class ApgaPractice:
                 if step.kept is not None and self._window:
                     self._look_at_masks(chosen, float(step.kept.mean()))
                 raise
+
+    def _of_target(self, many: int) -> npt.NDArray[np.uint8] | None:
+        """Draw images of the other look; None without a CORAL loss."""
+        if not self.config.domain.coral or not len(self._target):
+            return None
+        found: npt.NDArray[np.uint8] = self._target[self._rng.integers(0, len(self._target), many)]
+        return found
 
     def _look_at_masks(self, chosen: npt.NDArray[np.int64], kept: float) -> None:
         """Revive masks that collapsed, before anybody gets these weights."""
@@ -226,7 +250,19 @@ def begin(config: ApgaConfig, place: Place) -> ApgaPractice:
     """Begin or go on with a run at a site. Raises ConfigError, ImageError."""
     sources = read_labelled(place.table("labelled"), Path.cwd())
     labelled = load_labelled(sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots)
-    return ApgaPractice(labelled, config, place.seed, place.device, place.folder)
+    target = _target(sources, config)
+    return ApgaPractice(labelled, config, place.seed, place.device, place.folder, target)
+
+
+def _target(sources: Sequence[LabelledSource], config: ApgaConfig) -> tuple[Example, ...]:
+    """Find the images that a site files under the word of the other look; none where it has none."""
+    if not config.domain.coral:
+        return ()
+    words = [source.model_copy(update={"classes": None}) for source in sources]
+    try:
+        return load_labelled(words, (config.domain.target,), 0.0, learning=False).train
+    except ConfigError:
+        return ()
 
 
 APGA: Final = Algorithm(read_config, first_weights, begin, merge_validation)

@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agent_trainer.craft.augmentation import Augmentation
+from agent_trainer.craft.losses import Loss
 from agent_trainer.settings import Classes, read_settings
 
 
@@ -66,10 +68,14 @@ class AttentionConfig(BaseModel):
     flips: bool = True
     contrast: float = Field(0.2, ge=0, lt=1)  # factor between 1 - contrast and 1 + contrast
     zoom: float = Field(1.2, ge=1, le=4)  # at most
+    # more than that: of each patch for itself as it is cut, not of what the attention sees. docs/craft/augmentation.md
+    augmentation: Augmentation = Augmentation()
 
     # federation and data
     round_updates: int = Field(100, ge=1)  # of each site in a round
     balance: Literal["none", "weights", "sampler"] = "none"
+    loss: Loss = Loss()  # docs/craft/imbalance.md
+    keep_local: tuple[str, ...] = ()  # weights that stay at a site; docs/craft/domains.md
     validation_share: float = Field(0.2, ge=0, lt=1)  # of a site's patients
     shots: int = Field(0, ge=0)  # at most so many images a class to learn from; 0: all
     groups: tuple[str, ...] = ()  # only these body parts, modalities …
@@ -85,6 +91,7 @@ class AttentionConfig(BaseModel):
     def _fits(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes are {self.classes}; each may be named once")
+        self.augmentation.check(2)
         mixture = self.explore + (self.prior_share if self.prior == "mixed" else 0.0)
         if mixture >= 1:
             raise ValueError(f"explore and prior_share are {mixture:g} together; the attention needs a share as well")

@@ -144,7 +144,7 @@ class AttentionLearner:
         votes = self.networks.votes(torch.cat([part.patches for part in parts]))
         votes = votes.view(len(views), config.replicas, -1, len(config.classes))
         expected = expectation(torch.cat([part.weights(config) for part in parts]), votes)
-        classification = classification_loss(expected, y, weigh)
+        classification = classification_loss(expected, y, weigh, config.loss)
         reward = rewards(votes, y)
         gain = advantage(
             reward,

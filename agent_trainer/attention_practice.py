@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,9 @@ from agent_trainer.attention_draws import draw, highest
 from agent_trainer.attention_learner import AttentionLearner, Update
 from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_shelf import Shelf, check_size
-from agent_trainer.attention_views import View, draw_change, map_shape, on_map, rarity
+from agent_trainer.attention_views import Changing, View, draw_change, map_shape, on_map, rarity
 from agent_trainer.classification import count, figures, merge_validation
+from agent_trainer.craft.domains import keep_own, local_names
 from agent_trainer.estimators import expectation
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.settings import read_labelled
@@ -163,6 +164,7 @@ class AttentionPractice:
         self._rng = np.random.default_rng(seed)
         self._queue: deque[Example] = deque()
         self.learner = AttentionLearner(config, seed=seed, device=device)
+        self._local = local_names(self.learner.networks, config.keep_local)
         self._weigh = self._class_weights()
         self._last = Sums()
         self._restore()
@@ -182,7 +184,9 @@ class AttentionPractice:
         return self.learner.weights()
 
     def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
-        """Take a round's weights; see `AttentionLearner.load`."""
+        """Take a round's weights, but for those that stay here once they have learned here."""
+        if self._local and self.learner.updates:
+            weights = keep_own(weights, self.learner.weights(), self._local)
         self.learner.load(weights, proximal_mu)
 
     def train(self, updates: int) -> Iterator[Sums]:
@@ -194,13 +198,17 @@ class AttentionPractice:
         while sums.updates < updates:
             batch = self._chosen()
             try:
-                views = [self._shelf.view(example, draw_change(self.config, self._rng)) for example in batch]
+                views = [self._changed(example) for example in batch]
                 labels = np.array([example.label for example in batch], np.int64)
                 sums.add(self.learner.update(views, labels, self._weigh))
             except ImageError as error:
                 self._leave_out(error)
                 continue
             yield sums
+
+    def _changed(self, example: Example) -> View:
+        view = self._shelf.view(example, draw_change(self.config, self._rng))
+        return replace(view, image=Changing(view.image, self.config.augmentation, self._rng))
 
     def _chosen(self) -> list[Example]:
         labels = np.array([example.label for example in self.train_on], np.int64)

@@ -4,24 +4,31 @@ Images are n, sets of patches (replicas) of each R, patches of a set P, cells of
 """
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agent_trainer.craft import losses
+from agent_trainer.craft.losses import Loss
 
-def classification_loss(expected: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of o = softmax(Σ w·f), paper 4 eq. (1) and §IV; zero when no class weighs.
+CROSS_ENTROPY: Final = Loss()
+
+
+def classification_loss(
+    expected: Tensor, labels: Tensor, class_weights: Tensor | None = None, settings: Loss = CROSS_ENTROPY
+) -> Tensor:
+    """Return the mean loss of o = softmax(Σ w·f), paper 4 eq. (1) and §IV; zero when no class weighs.
 
     expected       float[n, R, K]
     labels         int64[n]
-    class_weights  float[K]; a mean weighted by them, divided by the number of images and not by their weights, so
-                   that batches of rare classes count for what they weigh
+    class_weights  float[K]; see `craft.losses.classification_loss`
+    settings       cross-entropy in the paper
     """
     n, replicas, classes = expected.shape
     y = labels[:, None].expand(n, replicas).reshape(-1)
-    loss = functional.cross_entropy(expected.reshape(-1, classes), y, reduction="none")
-    return loss.mean() if class_weights is None else (loss * class_weights[y]).mean()
+    return losses.classification_loss(expected.reshape(-1, classes), y, settings, class_weights)
 
 
 def rewards(votes: Tensor, labels: Tensor) -> Tensor:

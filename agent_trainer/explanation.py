@@ -19,6 +19,7 @@ from agent_trainer.apga import aiding
 from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, grad_cam_layer, networks
 from agent_trainer.attention_practice import Look, look, networks_of
 from agent_trainer.attention_views import map_shape
+from agent_trainer.craft.domains import looked
 from agent_trainer.labelled.reading import read_whole
 from agent_trainer.module_weights import put_weights
 from agent_trainer.patches import open_big
@@ -215,7 +216,8 @@ def _apga(model: Model) -> Explainer:
         pixels = read_whole(path, config.side, config.channels)
         with open_big(path, config.channels) as big:
             size = big.height, big.width
-        x = (torch.from_numpy(pixels)[None].to(torch.float32) / 255 - mean) / std
+        seen = looked(pixels[None], config.domain)
+        x = (torch.from_numpy(seen).to(torch.float32) / 255 - mean) / std
         whole = answer(x)
         on = {"the whole image": whole}
         kept = None

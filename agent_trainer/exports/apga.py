@@ -12,6 +12,7 @@ from agent_trainer.apga import aiding, left_over
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_learner import Learner
 from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture
+from agent_trainer.craft import domains
 from agent_trainer.exports.card import About
 from agent_trainer.exports.graphs import Graph
 
@@ -30,10 +31,28 @@ class Answers(nn.Module):  # type: ignore[misc] # torch is not followed
         mean, std = (torch.tensor(scale)[:, None, None] for scale in config.scale)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.look = config.domain.look
+        self.register_buffer("reference", torch.from_numpy(domains.lookup(config.domain.reference).astype(np.float32)))
+
+    def looked(self, images: Tensor) -> Tensor:
+        """Bring images to the run's look, as `craft.domains.looked`: float32[…] of uint8[batch, c, side, side]."""
+        flat = images.to(torch.float32).flatten(2)
+        if self.look == "standardise":
+            mean = flat.mean(2, keepdim=True)
+            deviation = (flat - mean).square().mean(2, keepdim=True).sqrt().clamp(min=domains.FLAT)
+            moved = domains.GREYS * (domains.MEAN + domains.DEVIATION * (flat - mean) / deviation)
+            flat = moved.round().clamp(0, domains.GREYS - 1)
+        elif self.look == "histogram":
+            levels = torch.arange(domains.GREYS, device=images.device)
+            below = (images.flatten(2).unsqueeze(-1) <= levels).to(torch.float32).mean(2)  # [batch, c, 256]
+            before = torch.cat([torch.zeros_like(below[..., :1]), below[..., :-1]], 2)
+            places = ((below + before) / 2 * domains.STEPS).round().to(torch.int64)
+            flat = self.reference[places].gather(2, images.flatten(2).to(torch.int64))
+        return flat.reshape(images.shape)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float32[batch, K] of uint8[batch, channels, side, side]."""
-        x = (images.to(torch.float32) / 255 - self.mean) / self.std
+        x = (self.looked(images) / 255 - self.mean) / self.std
         probabilities = torch.softmax(self.classifier(x), 1)
         if self.masker is None:
             return probabilities
@@ -83,6 +102,7 @@ def about(config: ApgaConfig) -> About:
         "gradcam": "with what Grad-CAM finds cut out",
         "end-to-end": "with masks learned end to end",
     }[config.method]
+    look = "" if config.domain.look == "none" else f"; bringing to one look ({config.domain.look}) is part of the graph"
     colours = "red, green and blue" if config.channels == 3 else "grey"
     return About(
         f"A classifier of whole images ({', '.join(config.classes)}), {how},",
@@ -90,7 +110,7 @@ def about(config: ApgaConfig) -> About:
         (
             f"**Classes**: {', '.join(config.classes)}, in this order",
             f"**Input**: `images` uint8[batch, {config.channels}, {config.side}, {config.side}], {colours}, from the "
-            "whole image by averaging areas; scaling is part of the graph",
+            f"whole image by averaging areas; scaling is part of the graph{look}",
             f"**Output**: `probabilities` float32[batch, {len(config.classes)}]{masks}",
         ),
         "",
