@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
+from agent_trainer.craft.augmentation import Augmentation, augment_pixels
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -30,6 +31,21 @@ class Readable(Protocol):
 
     def patches(self, corners: npt.NDArray[np.int64], side: int) -> Pixels:
         """Cut patches, uint8[P, channels, side, side]. Raises ImageError."""
+
+
+class Changing:
+    """An image whose patches are augmented as they are cut: each for itself, and another time in another way.
+
+    What lies outside a patch is not read: where one is turned or moved, its own mirror image comes in at the edge.
+    """
+
+    def __init__(self, image: Readable, settings: Augmentation, rng: np.random.Generator) -> None:
+        self._image, self._settings, self._rng = image, settings, rng
+        self.height, self.width = image.height, image.width
+
+    def patches(self, corners: npt.NDArray[np.int64], side: int) -> Pixels:
+        """Cut patches; see `Readable`. Raises ImageError."""
+        return augment_pixels(self._image.patches(corners, side), self._settings, self._rng)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agent_trainer.craft.augmentation import TONES, Augmentation
 from agent_trainer.settings import read_settings
 
 PADDING = 1  # pixels on each side of every convolution, as in rl-medical
@@ -50,6 +51,9 @@ class DqnConfig(BaseModel):
     double: bool = False  # van Hasselt et al. 2016; not in the paper
     target_every: int = Field(2500, ge=1)  # updates between copies to the target network; paper 1 §III
     target_at_round_start: bool = False  # the target network also takes each round's weights; ours
+
+    # of what the agent sees as it learns, alike before and after a step; not in the paper. docs/craft/augmentation.md
+    augmentation: Augmentation = Augmentation()
 
     # exploration: "decreasing epsilon" in paper 1 §III, no numbers; ends as rl-medical's
     epsilon_start: float = Field(1.0, ge=0, le=1)
@@ -124,6 +128,11 @@ class DqnConfig(BaseModel):
             raise ValueError(f"reward_edges are {self.reward_edges}; they must rise")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks are {self.tasks}; each may be named once")
+        if moving := self.augmentation.moving():
+            raise ValueError(
+                f"augmentation.{moving[0]} would move what the agent sees, so that a step is no longer what it was; "
+                f"only {', '.join(TONES)} may be over 0"
+            )
         return self
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.config import DqnConfig, read_config
-from agent_trainer.dqn import Learner
+from agent_trainer.craft.augmentation import Augmentation, augment_pixels
+from agent_trainer.dqn import Batch, Learner
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.replay import Replay
@@ -40,6 +41,15 @@ class Sums:
         of_steps = {"reward": self.reward / self.steps} if self.steps else {}
         of_episodes = {"found": self.found / self.episodes} if self.episodes else {}
         return {"updates": float(self.updates), "steps": float(self.steps), **of_updates, **of_steps, **of_episodes}
+
+
+def toned(batch: Batch, settings: Augmentation, rng: np.random.Generator) -> Batch:
+    """Change the values that an agent saw: each transition's for itself, alike before and after its step."""
+    if settings.off:
+        return batch
+    both = augment_pixels(np.concatenate([batch.s_tm1, batch.s_t], 1), settings, rng)
+    before, after = np.split(both, 2, 1)
+    return replace(batch, s_tm1=np.ascontiguousarray(before), s_t=np.ascontiguousarray(after))
 
 
 class DqnPractice:
@@ -108,7 +118,7 @@ class DqnPractice:
             self._owed += self.config.envs / self.config.steps_per_update
             while self._owed >= 1 and sums.updates < updates:
                 self._owed -= 1
-                batch = self.replay.sample(self.config.batch)
+                batch = toned(self.replay.sample(self.config.batch), self.config.augmentation, self._rng)
                 made = self.learner.update(batch)
                 self.replay.update(batch.index, made.td_error)
                 sums.updates += 1

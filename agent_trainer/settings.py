@@ -1,5 +1,6 @@
 """Settings read from JSON: a run's own into its algorithm's typed config, and a site's sources of data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -24,10 +25,21 @@ def read_settings(model: type[M], text: str, algorithm: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(sorted(model.model_fields))
+        known = ", ".join(sorted(_holder(model, first["loc"][:-1]).model_fields))
         hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"the run's {algorithm} settings: {place + ': ' if place else ''}{message}{hint}") from error
+
+
+def _holder(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Find the table in which an unknown key stands."""
+    for name in path:
+        field = model.model_fields.get(str(name))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return model
+        model = inner
+    return model
 
 
 def read_list(sources: TypeAdapter[tuple[M, ...]], text: str, folder: Path, name: str, what: str) -> tuple[M, ...]:

@@ -34,7 +34,8 @@ NAMES: Final = (
     "intensity_shift",
     "noise",
 )  # in the order in which they happen
-PLACES: Final = ("crop", "zoom", "rotate", "shift", "elastic")
+PLACES: Final = NAMES[1:6]  # in one map of places
+TONES: Final = NAMES[6:]  # of values, which stay where they are
 Floats = npt.NDArray[np.float64]
 
 
@@ -80,6 +81,15 @@ class Augmentation(BaseModel):
     def probabilities(self) -> tuple[float, ...]:
         """Return all probabilities in the order of NAMES."""
         return tuple(float(getattr(self, name)) for name in NAMES)
+
+    def moving(self) -> tuple[str, ...]:
+        """Name what can happen to places."""
+        return tuple(name for name in NAMES if name not in TONES and getattr(self, name))
+
+    def check(self, axes: int) -> None:
+        """Refuse a flip along an axis that images of so many lack. Raises ValueError."""
+        if beyond := [axis for axis in self.flip_axes if axis >= axes]:
+            raise ValueError(f"augmentation.flip_axes names axis {beyond[0]}; the images have axes 0 to {axes - 1}")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -129,8 +139,10 @@ def draw(many: int, axes: int, settings: Augmentation, rng: np.random.Generator)
 
     As many numbers are drawn whatever the probabilities are, so that one change's does not alter another's draws.
     """
-    if beyond := [axis for axis in settings.flip_axes if axis >= axes]:
-        raise ConfigError(f"augmentation.flip_axes names axis {beyond[0]}; the images have axes 0 to {axes - 1}")
+    try:
+        settings.check(axes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     s, chance = settings, rng.random((many, len(NAMES)))
     flips = rng.random((many, axes)) < s.flip
     flips &= np.array([not s.flip_axes or axis in s.flip_axes for axis in range(axes)])
