@@ -76,7 +76,7 @@ class Practice(Protocol):
 class Place:
     """Where a run trains at a site.
 
-    sources  the site's tables of data by kind: "scenes", "labelled"; each algorithm reads its own
+    sources  the site's tables of data by kind: "scenes", "labelled", "volumes"; each algorithm reads its own
     seed     of exploration, order and draws; differs between sites
     folder   of the run's own files at this site
     """
@@ -126,7 +126,15 @@ def algorithm(name: str) -> Algorithm:
             from agent_trainer.attention_practice import ATTENTION  # noqa: PLC0415
 
             return ATTENTION
+        case "segmentation":
+            from agent_trainer.segmentation.practice import SEGMENTATION  # noqa: PLC0415
+
+            return SEGMENTATION
+        case "pretrain":
+            from agent_trainer.pretraining.practice import PRETRAIN  # noqa: PLC0415
+
+            return PRETRAIN
         case other:
             from cairn.errors import ConfigError  # noqa: PLC0415
 
-            raise ConfigError(f"there is no algorithm {other}; there are dqn, apga and attention")
+            raise ConfigError(f"there is no algorithm {other}; there are dqn, apga, attention, segmentation and pretrain")

@@ -1,0 +1,232 @@
+"""A network that segments with its optimiser: steps that are whole or not at all, a round's weights, a saved state."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agent_trainer import saved_state
+from agent_trainer.algorithms import Weights
+from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.segmentation.config import SegmentationConfig
+from agent_trainer.segmentation.networks import architecture, load_pretrained, network
+from cairn.errors import Diverged
+
+WINDOWS: Final = 4  # of a volume that go through the network at once
+SCALE: Final = 2.0**16  # of the loss in float16, at the start; halved when a gradient is no number
+LEAST_SCALE: Final = 1.0
+CLEAN: Final = 2000  # steps after which it is doubled
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update tells: the loss, and the Dice of the answers over the classes in the patches; None without one."""
+
+    loss: float
+    dice: float | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved state that fits; `tensors` and `caller` are what the caller gave to `save`, besides the learner's own."""
+
+    live: list[Tensor]
+    anchor: list[Tensor]
+    updates: int
+    mu: float
+    scale: float
+    clean: int
+    tensors: dict[str, Tensor]
+    caller: dict[str, Any]
+
+
+class Learner:
+    """The network and Adam.
+
+    seed    of the first weights, and of dropout
+    device  of torch; the number of its threads is the caller's affair
+    remark  a sentence when it cannot train as the config says; "" otherwise
+    """
+
+    def __init__(self, config: SegmentationConfig, *, seed: int, device: str = "cpu") -> None:
+        from monai.losses.dice import DiceCELoss, DiceLoss  # noqa: PLC0415 - takes seconds
+
+        self.config, self.updates = config, 0
+        self._seed, self._device = seed, torch.device(device)
+        self._run = saved_state.digest(seed, config)
+        self._reduced, self.remark = _precision(config, self._device)
+        self._scale, self._clean = (SCALE if self._reduced == torch.float16 else 1.0), 0
+        self.network = network(config, seed).to(self._device)
+        kind = DiceLoss if config.loss == "dice" else DiceCELoss
+        self._loss = kind(to_onehot_y=True, softmax=True)
+        self._parameters = list(self.network.parameters())
+        self._adam = torch.optim.Adam(self._parameters, lr=config.learning_rate)
+        for p in self._parameters:  # there from the start, so that a state can be put back whenever it was
+            step = torch.zeros((), dtype=torch.float32)
+            self._adam.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self._anchor: list[Tensor] = []
+        self._mu = 0.0
+
+    def _live(self) -> list[Tensor]:
+        """All that a step changes: parameters, statistics of batch norm, Adam's moments."""
+        moments = [t for p in self._parameters for t in self._adam.state[p].values()]
+        return [*self.network.state_dict().values(), *moments]
+
+    def step(self, images: Tensor, labels: Tensor) -> Step:
+        """Learn from one batch.
+
+        images  float32[b, 1, x, y, z] in [0, 1]
+        labels  int64[b, x, y, z]: 0, or the number of a class + 1
+        Raises Diverged when the loss or a gradient is not finite; all is then as it was before the batch.
+        """
+        x, y = images.to(self._device), labels[:, None].to(self._device)
+        statistics = [buffer.clone() for buffer in self.network.buffers()]
+        while True:
+            gradients, loss, answers = self._gradients(x, y)
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            numbers = torch.stack([loss, norm]).cpu()
+            if torch.isfinite(numbers).all():
+                break
+            for buffer, before in zip(self.network.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+            if self._reduced != torch.float16 or self._scale <= LEAST_SCALE or not torch.isfinite(numbers[0]):
+                raise Diverged(
+                    f"update {self.updates + 1} was refused: the loss is {float(numbers[0]):g}, its gradient's norm "
+                    f"{float(numbers[1]):g}; finite numbers were expected; lower learning_rate"
+                )
+            self._scale, self._clean = self._scale / 2, 0
+        if self._mu:
+            torch._foreach_add_(
+                gradients, torch._foreach_sub([p.detach() for p in self._parameters], self._anchor), alpha=self._mu
+            )
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._adam.step()
+        self._adam.zero_grad()
+        self.updates += 1
+        self._clean += 1
+        if self._reduced == torch.float16 and self._clean >= CLEAN:
+            self._scale, self._clean = self._scale * 2, 0
+        return Step(float(numbers[0]), _dice(answers, y, len(self.config.classes)))
+
+    def _gradients(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        cuda = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):  # dropout's draws follow from the update's number
+            torch.manual_seed((self._seed << 32) + self.updates)
+            with self._autocast():
+                logits = self.network.train()(x)
+            loss = self._loss(logits.float(), y)
+            found = torch.autograd.grad(loss * self._scale, self._parameters, allow_unused=True)
+        gradients = [
+            torch.zeros_like(p) if g is None else g / self._scale for p, g in zip(self._parameters, found, strict=True)
+        ]
+        return gradients, loss.detach(), logits.detach().argmax(1, keepdim=True)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._reduced is None else torch.autocast(self._device.type, self._reduced)
+
+    def probabilities(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return each class's probability, the background's first: float32[K + 1, x, y, z] of float32[x, y, z].
+
+        Windows of the patch's size move over the volume and overlap by a share of it; where several see a voxel, it
+        gets their mean. A volume that is smaller than a window is filled up with 0.
+        """
+        from monai.inferers.utils import sliding_window_inference  # noqa: PLC0415 - takes seconds
+
+        network = self.network.eval()
+
+        def answer(windows: Tensor) -> Tensor:
+            with self._autocast():
+                logits = network(windows)
+            return torch.softmax(logits.float(), 1)
+
+        with torch.inference_mode():
+            # Windows are put together on the CPU: no GPU need hold a whole volume.
+            found = sliding_window_inference(
+                torch.from_numpy(np.array(image))[None, None],
+                self.config.patch,
+                WINDOWS,
+                answer,
+                overlap=self.config.overlap,
+                sw_device=self._device,
+                device=torch.device("cpu"),
+            )
+        assert isinstance(found, Tensor)
+        answers: npt.NDArray[np.float32] = found[0].numpy()
+        return answers
+
+    def weights(self) -> Weights:
+        """Copy weights and statistics by name, as float32."""
+        return as_weights(self.network)
+
+    def load(self, weights: Mapping[str, npt.NDArray[np.float32]], proximal_mu: float = 0.0) -> None:
+        """Take a round's weights; Adam's moments stay.
+
+        proximal_mu  over 0 holds all updates until the next load to these weights (FedProx)
+        Raises TrainingError for weights of another shape, Diverged for those that are not finite.
+        """
+        put_weights(self.network, weights, architecture(self.config))
+        self._mu = proximal_mu
+        self._anchor = [p.detach().clone() for p in self._parameters] if proximal_mu else []
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write the whole state to one file, atomically, and the caller's own tensors and JSON with it."""
+        named = {f"live.{i}": tensor for i, tensor in enumerate(self._live())}
+        named |= {f"anchor.{i}": tensor for i, tensor in enumerate(self._anchor)}
+        own = {
+            "updates": self.updates, "mu": self._mu, "scale": self._scale, "clean": self._clean, "caller": dict(state)
+        }  # fmt: skip
+        saved_state.write(path, self._run, {**named, **tensors}, own)
+
+    def read(self, path: Path) -> Saved:
+        """Read a saved state, and check all of it; nothing is changed.
+
+        Raises TrainingError when the file cannot be read, is of another run, or of another shape.
+        """
+        tensors, state = saved_state.read(path, self._run)
+        alike = saved_state.alike
+        with saved_state.fitting(path):
+            mu = float(state["mu"])
+            anchor = [alike(tensors[f"anchor.{i}"], p) for i, p in enumerate(self._parameters)] if mu else []
+            live = [alike(tensors[f"live.{i}"], tensor) for i, tensor in enumerate(self._live())]
+            scale, clean = float(state["scale"]), int(state["clean"])
+            return Saved(live, anchor, int(state["updates"]), mu, scale, clean, tensors, dict(state["caller"]))
+
+    def take(self, saved: Saved) -> None:
+        """Continue from a saved state, bit for bit."""
+        torch._foreach_copy_(self._live(), saved.live)
+        self.updates, self._mu, self._anchor = saved.updates, saved.mu, saved.anchor
+        self._scale, self._clean = saved.scale, saved.clean
+
+
+def _precision(config: SegmentationConfig, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """Return what the network multiplies in besides float32, and a sentence when that is not what was asked for."""
+    if config.precision == "float32":
+        return None, ""
+    if device.type != "cuda":
+        return None, "mixed precision was asked for, and this machine trains without CUDA; it trains in float32"
+    return (torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16), ""
+
+
+def _dice(answers: Tensor, labels: Tensor, classes: int) -> float | None:
+    """Return the mean Dice of the classes that are in a batch or its answers, over all its voxels together."""
+    found = []
+    for number in range(1, classes + 1):
+        one, other = answers == number, labels == number
+        size = one.sum() + other.sum()
+        if size > 0:
+            found.append(2 * float((one & other).sum()) / float(size))
+    return sum(found) / len(found) if found else None
+
+
+def first_weights(config: SegmentationConfig, seed: int) -> Weights:
+    """Return what a run begins with: those of a file where the config names one. Raises ConfigError."""
+    built = network(config, seed)
+    load_pretrained(built, config)
+    return as_weights(built)
