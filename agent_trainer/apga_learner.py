@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agent_trainer.craft.domains import coral_loss
 from agent_trainer.craft.losses import classification_loss
 from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.seeding import seeded
 from cairn.errors import Diverged
 
 FLAT = 1e-6  # logits that differ less over a batch say nothing any more
@@ -108,9 +110,8 @@ class Learner:
         torch._foreach_copy_(self._spare, self._live())
         looked_through = self._pretrained, self._grad_cam
         try:
-            with torch.random.fork_rng(enabled=self.config.dropout > 0):
-                if self.config.dropout:  # which draws from torch's own generator
-                    torch.manual_seed(int(rng.integers(2**63)))
+            # Dropout draws from torch's own generator.
+            with seeded(int(rng.integers(2**63)), self._device) if self.config.dropout else nullcontext():
                 made = self._made(x, y, rng, None if target is None else self.scaled(target))
         except Diverged:
             torch._foreach_copy_(self._live(), self._spare)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.seeding import seeded
 from cairn.errors import ConfigError
 
 CLASSIFIER, MASKER = "classifier", "masker"
@@ -22,8 +23,7 @@ VGG11 = (64, 128, (256, 256), (512, 512), (512, 512))  # convolutions of a VGG11
 
 def networks(config: ApgaConfig, seed: int) -> nn.ModuleDict:
     """Build the networks of a run with first weights of their own: nothing global is seeded."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         built = {CLASSIFIER: _classifier(config)}
         if config.masks:
             built[MASKER] = _masker(config)

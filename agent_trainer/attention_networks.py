@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.seeding import seeded
 from cairn.errors import ConfigError
 
 LEVELS: Final = 255.0  # an image's numbers are divided by it
@@ -127,8 +128,7 @@ class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
 
     def __init__(self, config: AttentionConfig, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.attention = AttentionNetwork(config)
             self.classifier = FeatureNetwork(config) if config.classifier == "paper" else monai_classifier(config)
             for layer in self.modules() if config.classifier == "paper" else self.attention.modules():

@@ -14,6 +14,7 @@ from torch import Tensor
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Weights
 from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from agent_trainer.segmentation.networks import architecture, load_pretrained, network
 from cairn.errors import Diverged
@@ -116,9 +117,7 @@ class Learner:
         return Step(float(numbers[0]), _dice(answers, y, len(self.config.classes)))
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        cuda = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):  # dropout's draws follow from the update's number
-            torch.manual_seed((self._seed << 32) + self.updates)
+        with seeded((self._seed << 32) + self.updates, self._device):  # dropout's draws follow from the update's number
             with self._autocast():
                 logits = self.network.train()(x)
             loss = self._loss(logits.float(), y)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from cairn.errors import ConfigError
 
@@ -22,8 +23,7 @@ def network(config: SegmentationConfig, seed: int) -> nn.Module:
 
     It gives logits float[b, K + 1, x, y, z] of float[b, 1, x, y, z], sides multiples of `config.step`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _built(config)
 
 
