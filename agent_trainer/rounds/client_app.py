@@ -16,6 +16,9 @@ class Work(Protocol):
     def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector]:
         """Train for a round; returns numbers and the site's weights."""
 
+    def job(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
+        """Do a search's job, or a leg of one at several sites; returns numbers, and weights that are to be joined."""
+
     def evaluate(self, order: Order, weights: Vector) -> dict[str, float]:
         """Measure weights on the site's validation scenes."""
 
@@ -26,7 +29,7 @@ def make_app(work: Work) -> ClientApp:
 
     def train(message: Message, _: Context) -> Message:
         order, weights = read_order(message)
-        metrics, trained = work.train(order, weights)
+        metrics, trained = work.job(order, weights) if order.updates else work.train(order, weights)
         return answer(metrics, trained, message)
 
     def evaluate(message: Message, _: Context) -> Message:

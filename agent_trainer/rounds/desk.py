@@ -37,13 +37,14 @@ class GrpcDesk:
         self._training = training_pb2_grpc.TrainingStub(channel)
         self._run = ""
         self._stop, self._asked = False, 0.0
+        self.known = 0  # rounds of the claimed run that the aggregator knew of
 
     def claim(self) -> RunSpec | None:
         """Take the run to work on now; None when there is none."""
         answer = _call(lambda: self._training.ClaimRun(training_pb2.ClaimRunRequest(), timeout=CALL_S))
         if not answer.HasField("spec"):
             return None
-        self._run = answer.spec.name
+        self._run, self.known = answer.spec.name, answer.round
         self._stop, self._asked = False, 0.0
         return read_run(answer.spec)
 

@@ -25,6 +25,7 @@ from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.grid import server_task
 from agent_trainer.rounds.layout import check_finite, check_layout, flatten, layout_of
 from agent_trainer.rounds.run import Desk, RoundReport, Run
+from agent_trainer.rounds.search_run import SearchRun
 from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words
 from cairn.enrolment import tls_files
@@ -32,6 +33,8 @@ from cairn.errors import CairnError, ConfigError, TrainingError, Unreachable
 from cairn.rpc import mtls_channel
 from cairn.run import RunSpec
 
+Play = Callable[[Control, Callable[[RoundReport], None]], tuple[str, str]]
+"""Play a run in a Flower run of its own, telling of its rounds; returns its state and a sentence."""
 IDLE_S = 1.0  # between two questions for a run
 REGISTER_EVERY = 5  # of those questions, one also registers new sites
 AWAY_S = 1.0  # between two tries to reach SuperLink
@@ -84,11 +87,8 @@ class Middle:
         self._desk.end(ended, message)
 
     def _played(self, control: Control, spec: RunSpec) -> tuple[str, str]:
-        run = begun(spec, self._folder / spec.name, self._desk)
+        play = self._begun(spec) if spec.search is None else self._search(spec)
         tracker = Tracker(self._folder / spec.name, spec, self._desk.log)
-        if run.reported is not None:
-            self._desk.report(run.reported)
-            self._desk.log(f"goes on behind round {run.progress.round}")
 
         def report(one: RoundReport) -> None:
             self._desk.report(one)
@@ -97,13 +97,31 @@ class Middle:
         try:
             while True:
                 try:
-                    return self._rounds(control, run, report)
+                    return play(control, report)
                 except Unreachable as error:
-                    self._desk.log(f"SuperLink is away, the round is begun again when it is back: {error}")
+                    self._desk.log(f"SuperLink is away, what was under way is begun again when it is back: {error}")
                     while not self._reached(control):
                         self._stop.wait(AWAY_S)
         finally:
             tracker.close()
+
+    def _begun(self, spec: RunSpec) -> Play:
+        run = begun(spec, self._folder / spec.name, self._desk)
+        if run.reported is not None:
+            self._desk.report(run.reported)
+            self._desk.log(f"goes on behind round {run.progress.round}")
+        return lambda control, report: self._rounds(control, run, report)
+
+    def _search(self, spec: RunSpec) -> Play:
+        """Begin a search, or go on with it."""
+        given = load_given(self._desk.first_weights()) if spec.first_weights else None
+        search = SearchRun(spec, self._folder / spec.name, self._desk, self._desk.known, given)
+
+        def play(control: Control, report: Callable[[RoundReport], None]) -> tuple[str, str]:
+            with server_task(self._link, control.start_run()) as grid:
+                return search.play(grid, lambda: self._sites(control), report)
+
+        return play
 
     def _reached(self, control: Control) -> bool:
         try:
@@ -155,15 +173,21 @@ def read_given(content: bytes, expected: Weights) -> Weights:
 
     Raises TrainingError for weights of other networks, Diverged for those that are not finite.
     """
-    try:
-        found = load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise TrainingError("the weights to begin with are no safetensors file; ask for the run again") from error
+    found = load_given(content)
     held = {name: found[name] for name in expected if name in found}
     check_layout(layout_of(held | found), layout_of(expected), "the file of weights to begin with")
     made = {name: array.astype(np.float32) for name, array in held.items()}
     check_finite(flatten(made))
     return made
+
+
+def load_given(content: bytes) -> Weights:
+    """Read a safetensors file that came as bytes. Raises TrainingError when it is none."""
+    try:
+        found: Weights = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise TrainingError("the weights to begin with are no safetensors file; ask for the run again") from error
+    return found
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ the middle was restarted) costs no second training.
 """
 
 import hashlib
+import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from agent_trainer.algorithms import Place, Practice, algorithm
+from agent_trainer.algorithms import Place, Practice, Weights, algorithm
 from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.replay import Replay
 from agent_trainer.rounds import site_replay
@@ -20,10 +22,13 @@ from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import Vector, check_layout, flatten, layout_of, unflatten
 from agent_trainer.rounds.models import Model, Models
 from agent_trainer.rounds.wire import EXAMPLES, Order
+from agent_trainer.search.training import reward_of
 from cairn.errors import CairnError, PlanMismatch, PolicyError, TrainingError
+from cairn.figures import told
 
 BUDGET: Final = 0.8  # of a round's deadline, after which a site ends its training and answers
 TELL_EVERY_S: Final = 2.0
+JOB: Final = "job"  # folder of a search's job in its run's, empty when a job begins
 REMARKS: Final = 10  # on the data for training that a site's page shows at once
 
 
@@ -53,7 +58,7 @@ class SiteWork:
     def __init__(self, settings: SiteSettings, models: Models, talk: EdgeTalk, site_seed: int) -> None:
         self._settings, self._models, self._talk, self._site_seed = settings, models, talk, site_seed
         self._practice: tuple[str, Practice] | None = None  # run, algorithm and settings
-        self._answered: tuple[bytes, dict[str, float], Vector] | None = None
+        self._answered: tuple[bytes, dict[str, float], Vector | None] | None = None
 
     def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector]:
         """Train for a round; returns numbers and the site's weights.
@@ -63,7 +68,7 @@ class SiteWork:
         """
         began = time.monotonic()
         digest = _digest(order, weights)
-        if self._answered is not None and self._answered[0] == digest:
+        if self._answered is not None and self._answered[0] == digest and self._answered[2] is not None:
             return self._answered[1], self._answered[2]
         self._answered = None
         practice = self._begin(order)
@@ -73,7 +78,7 @@ class SiteWork:
         replay = _replay(practice, order)
         if replay is not None:
             site_replay.take_counts(replay, order)
-        metrics |= self._practise(practice, order, began)
+        metrics |= self._practise(practice, order, practice.config.round_updates, began)
         self._tell_problems(practice)
         if replay is not None and order.plan:
             self._talk.say("replay", fingerprint=site_replay.hand_over(replay, order.plan, self._settings.spool))
@@ -85,29 +90,96 @@ class SiteWork:
         self._answered = digest, metrics, trained
         return metrics, trained
 
+    def job(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
+        """Do a search's job, or a leg of one at several sites; see `Order`.
+
+        A job begins with nothing that this site learned before, and of one at this site alone nothing stays.
+        Raises as `train`; TrainingError also when there was no time for all updates, or nothing to validate with.
+        """
+        began = time.monotonic()
+        digest = _digest(order, weights)
+        if self._answered is not None and self._answered[0] == digest:
+            return self._answered[1], self._answered[2]
+        self._answered = None
+        practice = self._begin(order, anew=order.leg == 0)
+        self._talk.round(order.run, order.number, "begins", {})
+        self._put(practice, order, weights)
+        metrics = self._measured(practice, order, began)
+        self._tell_problems(practice)
+        metrics |= {EXAMPLES: float(practice.examples), "seconds": time.monotonic() - began}
+        trained = None
+        if order.validations:
+            self._practice = None
+            shutil.rmtree(self._folder_of(order), ignore_errors=True)
+        else:
+            trained = flatten(practice.weights())
+            self._talk.hand_over(order.run, order.number, trained)
+        self._talk.round(order.run, order.number, "ends", metrics)
+        self._answered = digest, metrics, trained
+        return metrics, trained
+
+    def _measured(self, practice: Practice, order: Order, began: float) -> dict[str, float]:
+        """Train a job; returns the numbers of the best of its validations, or without any those of the training."""
+        best: dict[str, float] | None = None
+        reward, done, metrics = -math.inf, 0, {}
+        for point in range(1, max(1, order.validations) + 1):
+            until = order.updates * point // max(1, order.validations)
+            metrics = self._practise(practice, order, until - done, began)
+            done += int(metrics["updates"])
+            metrics["updates"] = float(done)
+            if done < until:
+                raise TrainingError(
+                    f"the job's deadline of {order.deadline_s:.0f} s left time for {done} of its {order.updates} "
+                    "updates; give jobs more time, or ask for fewer updates"
+                )
+            if order.validations:
+                figures = algorithm(order.algorithm).merge_validation([_validated(practice)])
+                found = reward_of(order.algorithm, figures)
+                if math.isnan(found):
+                    return {**metrics, **told(figures)}  # the goal will be missing in the answer
+                if best is None or found > reward:
+                    reward, best = found, {**metrics, **told(figures)}
+        return metrics if best is None else best
+
     def evaluate(self, order: Order, weights: Vector) -> dict[str, float]:
-        """Measure weights on the images that the site sets aside."""
-        practice = self._begin(order)
-        self._take(practice, order, weights, order.number)
-        metrics = practice.validate()
+        """Measure weights on the images that the site sets aside; those of a job are not kept for the page."""
+        if order.updates:
+            practice = self._begin(order)
+            self._put(practice, order, weights)
+            metrics = _validated(practice)
+        else:
+            practice = self._begin(order)
+            self._take(practice, order, weights, order.number)
+            metrics = practice.validate()
         self._talk.round(order.run, order.number, "ends", metrics)
         return metrics
 
-    def _begin(self, order: Order) -> Practice:
-        """Go on with the run, or load what another one needs."""
+    def _begin(self, order: Order, *, anew: bool = False) -> Practice:
+        """Go on with the run, or load what another one needs. Of a job only the first leg loads anything."""
         if not any(fnmatchcase(order.run, pattern) for pattern in self._settings.runs):
             raise PolicyError(f"this site does not take part in the run {order.run}")
         name = f"{order.run} {order.seed} {order.algorithm} {order.settings}"
-        if self._practice is None or self._practice[0] != name:
+        if order.updates:
+            name = f"job {order.number} of {name}"
+        if anew or self._practice is None or self._practice[0] != name:
+            if order.updates and not anew:
+                raise TrainingError(f"this site was started anew in the middle of job {order.number}")
             self._practice = None  # its memory is free before the next one takes some
             self._practice = name, self._load(order)
         return self._practice[1]
+
+    def _folder_of(self, order: Order) -> Path:
+        folder = self._settings.folder / "runs" / order.run
+        return folder / JOB if order.updates else folder
 
     def _load(self, order: Order) -> Practice:
         chosen = algorithm(order.algorithm)
         config = chosen.read_config(order.settings)
         seed = (order.seed + self._site_seed) % 2**32
-        place = Place(self._settings.sources, seed, self._settings.device, self._settings.folder / "runs" / order.run)
+        folder = self._folder_of(order)
+        if order.updates:
+            shutil.rmtree(folder, ignore_errors=True)  # of a job that did not come to its end
+        place = Place(self._settings.sources, seed, self._settings.device, folder)
         try:
             practice = chosen.begin(config, place)
         except CairnError as error:
@@ -121,16 +193,20 @@ class SiteWork:
 
     def _take(self, practice: Practice, order: Order, weights: Vector, number: int) -> None:
         """Load the federation's weights, made by round `number`, and keep them for the site's page."""
-        check_layout(order.layout, layout_of(practice.weights()), "the run")
-        found = unflatten(weights, order.layout)
-        practice.load(found, order.proximal_mu)
+        found = self._put(practice, order, weights)
         if number:
             self._models.keep(Model(order.run, number, order.algorithm, practice.config, found))
 
-    def _practise(self, practice: Practice, order: Order, began: float) -> dict[str, float]:
+    def _put(self, practice: Practice, order: Order, weights: Vector) -> Weights:
+        check_layout(order.layout, layout_of(practice.weights()), "the run")
+        found = unflatten(weights, order.layout)
+        practice.load(found, order.proximal_mu)
+        return found
+
+    def _practise(self, practice: Practice, order: Order, updates: int, began: float) -> dict[str, float]:
         told, ends = time.monotonic(), began + BUDGET * order.deadline_s
         done = None
-        for done in practice.train(practice.config.round_updates):
+        for done in practice.train(updates):
             now = time.monotonic()
             if now > ends:
                 break
@@ -143,6 +219,14 @@ class SiteWork:
                 "or ask for less before the first update"
             )
         return {**done.numbers(), **practice.figures()}
+
+
+def _validated(practice: Practice) -> dict[str, float]:
+    """Measure a job's weights. Raises TrainingError where nothing is set aside."""
+    found = practice.validate()
+    if not found:
+        raise TrainingError("this site sets nothing aside to measure a strategy by; raise validation_share")
+    return found
 
 
 def shown(problems: Sequence[str]) -> list[str]:
@@ -164,4 +248,5 @@ def _replay(practice: Practice, order: Order) -> Replay | None:
 def _digest(order: Order, weights: Vector) -> bytes:
     """Identify what an order asks for, whatever came with it besides."""
     asked = f"{order.run}\n{order.number}\n{order.seed}\n{order.settings}\n{order.evaluate}\n{order.proximal_mu}\n"
+    asked += f"{order.updates} {order.validations} {order.leg}\n"
     return hashlib.sha256(asked.encode() + order.plan + weights.tobytes()).digest()

@@ -38,6 +38,10 @@ class Order:
     plan        published bytes of the round's replay plan; b"" for none
     coder_plan  published bytes of the plan that holds the coder of `counts`; b"" before there is one
     counts      tally file: the sum of all merged replay tallies; b"" before there is one
+    updates     of a search's job, whose number is `number`: optimiser steps from the weights that came; 0 in a run
+    validations of a job at this site alone: so many over its updates, the best of which is answered, and no weights;
+                0 at several sites: the weights are answered as in a round, and validated when they are joined
+    leg         of a job at several sites: 0 at first, then rising with the same practice
     """
 
     run: Name
@@ -52,9 +56,13 @@ class Order:
     coder_plan: bytes = b""
     counts: bytes = b""
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    updates: Annotated[int, Field(ge=0)] = 0
+    validations: Annotated[int, Field(ge=0)] = 0
+    leg: Annotated[int, Field(ge=0)] = 0
 
 
 _ORDER: Final = TypeAdapter(Order)
+OF_JOBS: Final = ("updates", "validations", "leg")
 
 
 def arrays(vector: Vector) -> ArrayRecord:
@@ -74,8 +82,10 @@ def vector(record: ArrayRecord) -> Vector:
 
 
 def order_record(order: Order) -> ConfigRecord:
-    """Write an order."""
+    """Write an order; that of a round says nothing of jobs, so that a site of an older version can follow it."""
     fields = {**vars(order), "layout": write_layout(order.layout)}
+    if not order.updates:
+        fields = {name: value for name, value in fields.items() if name not in OF_JOBS}
     return ConfigRecord({name.replace("_", "-"): value for name, value in fields.items()})
 
 
