@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,35 @@ def listed(names: Sequence[str], most: int = 60) -> str:
     return ", ".join(names[:most]) + rest
 
 
+class _Quiet:
+    """Ignores warnings while any thread is inside.
+
+    Python has one list of filters for all threads: would each keep it and put it back for itself, the last to leave
+    could put back what another had set.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._inside = threading.Lock(), 0
+        self._found = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._turn:
+            if self._inside == 0:
+                self._found = warnings.catch_warnings()
+                self._found.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *failed: object) -> None:
+        with self._turn:
+            self._inside -= 1
+            if self._inside == 0:
+                self._found.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def explained(name: str, otherwise: str = UNREADABLE) -> Iterator[None]:
     """Turn whatever a library raises into ImageError, and keep its warnings from the user.
@@ -66,8 +96,7 @@ def explained(name: str, otherwise: str = UNREADABLE) -> Iterator[None]:
     A decoder fed with broken bytes raises anything at all; its text may quote the file, so it is only chained.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _QUIET:
             yield
     except ImageError:
         raise
