@@ -14,7 +14,7 @@ from agent_trainer.commands.watching import print_json
 from agent_trainer.search.comparison import compared, comparison_table, course
 from agent_trainer.search.data import read_data
 from agent_trainer.search.journal import Journal, Record, read_journal
-from agent_trainer.search.leaderboard import best, leaderboard, leaderboard_table
+from agent_trainer.search.leaderboard import best, leaderboard, leaderboard_table, ranked
 from agent_trainer.search.space import export
 from agent_trainer.search.spec import Method, SearchSpec, read_search
 from cairn.errors import ConfigError, TrainingError
@@ -69,12 +69,14 @@ def run(
         Workers(program, jobs_folder(path)) as workers,
     ):
         watch(spec, written, Search(spec, proposer(spec), written, workers), Console(stderr=as_json))
-    records = read_journal(path)[1]
+    spec, records = read_journal(path)
+    if not ranked(records):
+        raise TrainingError(f"none of {len(records)} jobs gave a reward; the last: {records[-1].why}")
     if as_json:
         _print(spec, records)
         return
-    found = best(records)
-    typer.echo(f"the best is job {found.job}; write it with: cairn search best {path} --out best.toml")
+    Console().print(leaderboard_table(records))
+    typer.echo(f"the best is job {best(records).job}; write it with: cairn search best {path} --out best.toml")
 
 
 @app.command()
@@ -174,10 +176,13 @@ def _check(spec: SearchSpec, file: Path) -> None:
 
     if spec.sources is None:
         raise ConfigError(f'{file.name} names no data; set sources = "data.toml", a file with [[volumes]] or others')
+    training.check(spec)
     for path in (spec.sources, spec.test):
         if path is not None:
-            read_data(path)
-    training.check(spec)
+            try:
+                training.check_data(spec.algorithm, read_data(path))
+            except ConfigError as error:
+                raise ConfigError(f"{path.name}: {error}") from error
 
 
 def _open(path: Path, spec: SearchSpec) -> Journal:

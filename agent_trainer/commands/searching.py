@@ -27,15 +27,14 @@ class View:
         self._said: list[str] = []
         self._began: dict[int, float] = {}
 
-    def take(self, event: Event) -> str | None:
-        """Take an event; return the sentence on it, None of a job that only begins."""
+    def take(self, event: Event) -> None:
+        """Take an event."""
         if event.kind in ("launched", "reissued"):
             self._began[event.job] = time.monotonic()
         else:
             self._began.pop(event.job, None)
         if (words := said(event)) is not None:
             self._said = [*self._said, words][-SHOWN:]
-        return words
 
     def draw(self) -> RenderableType:
         """Draw it as it is at this moment."""
@@ -47,18 +46,22 @@ class View:
         now = time.monotonic()
         flying = ", ".join(f"{job} ({now - began:.0f} s)" for job, began in sorted(self._began.items()))
         bar = ProgressBar(total=self._spec.jobs, completed=ended, width=60)
-        said_ = [Text(line, style="dim") for line in self._said]
+        told = [Text(line, style="dim") for line in self._said]
         table = [leaderboard_table(records, ROWS)] if found else []
-        return Group(head, bar, Text(f"in flight: {flying or 'none'}"), *said_, *table)
+        return Group(head, bar, Text(f"in flight: {flying or 'none'}"), *told, *table)
 
 
 def watch(spec: SearchSpec, journal: Journal, search: Search, console: Console) -> None:
     """Run a search and show it: on a terminal as it stands, elsewhere a line a job. Raises CairnError."""
+    if not console.is_terminal:
+        for event in search.run():
+            if (words := said(event)) is not None:
+                console.print(words, highlight=False, markup=False, soft_wrap=True)
+        return
     view = View(spec, journal)
     with Live(get_renderable=view.draw, console=console, refresh_per_second=2):
         for event in search.run():
-            if (words := view.take(event)) is not None and not console.is_terminal:
-                console.print(words, highlight=False, markup=False)
+            view.take(event)
 
 
 def said(event: Event) -> str | None:

@@ -1,5 +1,6 @@
 """The data of a search on this machine: the same tables as in site.toml, in a file of their own or in that one."""
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ class Data:
 
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     folder: Path
+
+    def text(self, kind: str) -> str:
+        """Write one kind's tables as JSON. Raises ConfigError where there are none."""
+        if kind not in self.tables:
+            raise ConfigError(f"the data have no [[{kind}]], which alone this algorithm reads")
+        return json.dumps([dict(table) for table in self.tables[kind]])
 
 
 def read_data(path: Path) -> Data:

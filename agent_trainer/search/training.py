@@ -48,6 +48,25 @@ def check(spec: SearchSpec) -> None:
     spec.space.check(algorithm(spec.algorithm).read_config)
 
 
+def check_data(name: AlgorithmName, data: Data) -> None:
+    """Refuse tables that the algorithm cannot read; opens no image. Raises ConfigError."""
+    match name:
+        case "dqn":
+            from agent_trainer.scenes.sources import read_sources  # noqa: PLC0415 - each loads what it needs
+
+            read_sources(data.text("scenes"), data.folder)
+        case "segmentation":
+            from agent_trainer.volumes.settings import read_volume_sources  # noqa: PLC0415
+
+            read_volume_sources(data.text("volumes"), data.folder)
+        case "apga" | "attention":
+            from agent_trainer.labelled.settings import read_labelled  # noqa: PLC0415
+
+            read_labelled(data.text("labelled"), data.folder)
+        case "pretrain":  # which table it takes, its settings say
+            return
+
+
 def train(
     spec: SearchSpec,
     job: Job,
