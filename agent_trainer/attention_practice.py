@@ -19,8 +19,9 @@ from agent_trainer.attention_learner import AttentionLearner, Update
 from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_shelf import Shelf, check_size
 from agent_trainer.attention_views import Changing, View, draw_change, map_shape, on_map, rarity
-from agent_trainer.classification import count, figures, merge_validation
+from agent_trainer.classification import count, figures
 from agent_trainer.craft.domains import keep_own, local_names
+from agent_trainer.craft.validation import merge
 from agent_trainer.estimators import expectation
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.settings import read_labelled
@@ -319,4 +320,4 @@ def _label_folders(config: AttentionConfig, place: Place) -> list[Path]:
     return folders
 
 
-ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merge_validation)
+ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merge)

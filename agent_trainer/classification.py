@@ -31,6 +31,7 @@ LONGEST_NAME = 60  # characters of a class; a figure's name, which has it behind
 # of itself do not all lie in the first and the last. In logits x = 12 · sinh(3.5 t) / sinh(3.5), t even in (-1, 1).
 _LOGITS = 12 * np.sinh(3.5 * np.linspace(-1, 1, BINS + 1)[1:-1]) / np.sinh(3.5)
 EDGES: Floats = 1 / (1 + np.exp(-_LOGITS))
+LOGITS: Floats = 12 * np.sinh(3.5 * (2 * np.arange(BINS) + 1 - BINS) / BINS) / np.sinh(3.5)  # of the bins' middles
 MIDDLES: Floats = (np.arange(CALIBRATION) + 0.5) / CALIBRATION  # of the bins of the confidence
 
 
@@ -146,11 +147,15 @@ def figures(counts: Counts, classes: Sequence[str], least: int = LEAST) -> dict[
     return found
 
 
+def bins_together(classes: int) -> int:
+    """Return how many bins of scores count as one, at the first, where there are so many classes."""
+    others = 6 + 3 * classes + classes * classes + 2 * CALIBRATION
+    return next((step for step in (1, 2, 5, 10) if others + 2 * classes * BINS // step <= SENT), 25)
+
+
 def _coarser(scores: Ints) -> Ints:
     """Make as many bins one, at its first, as it takes for all figures to fit into a message."""
-    classes = len(scores)
-    others = 6 + 3 * classes + classes * classes + 2 * CALIBRATION
-    step = next((step for step in (1, 2, 5, 10) if others + 2 * classes * BINS // step <= SENT), 25)
+    step = bins_together(len(scores))
     coarse = np.zeros_like(scores)
     coarse[..., ::step] = np.add.reduceat(scores, np.arange(0, BINS, step), axis=2)
     return coarse
@@ -161,14 +166,20 @@ def merge_validation(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     The classes are those that most sites have; figures of others, or that are no counts, are passed over.
     """
+    found = merge_counts(sites)
+    return {f"{VALIDATION}{name}": value for name, value in measures(*found).items()} if found else {}
+
+
+def merge_counts(sites: Sequence[Mapping[str, float]]) -> tuple[Counts, tuple[str, ...]] | None:
+    """Add up the counts of all sites' figures; returns the sum and the classes, None when nobody validated."""
     of_site = [(_classes(site), site) for site in sites]
     often = Counter(classes for classes, _ in of_site if classes)
     if not often:
-        return {}
+        return None
     classes = often.most_common(1)[0][0]
     counts = [_counts(site, len(classes)) for found, site in of_site if found == classes]
     known = [one for one in counts if one is not None]
-    return {f"{VALIDATION}{name}": value for name, value in measures(add(known), classes).items()} if known else {}
+    return (add(known), classes) if known else None
 
 
 def _classes(site: Mapping[str, float]) -> tuple[str, ...]:

@@ -216,7 +216,7 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     shown = {look: scanned(pixels, look, rng) for look in LOOKS}
     reference = reference_of(level_counts(np.stack([shown[look][None] for look in ("A", "B")])))
     figure = Figure((11, 5.4), 130, layout="constrained", facecolor="white")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15]).tolist()
+    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1, 1.15]))
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("as it is", {}),
         ("standardise", {"look": "standardise"}),
