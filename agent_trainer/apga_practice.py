@@ -15,11 +15,12 @@ from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.apga_config import ApgaConfig, read_config
 from agent_trainer.apga_learner import Learner
 from agent_trainer.apga_networks import load_pretrained, networks
-from agent_trainer.classification import count, figures, merge_validation
+from agent_trainer.classification import count, figures
 from agent_trainer.craft.augmentation import augment_pixels
 from agent_trainer.craft.domains import keep_own, local_names, looked
+from agent_trainer.craft.validation import merge
 from agent_trainer.labelled.balance import class_weights, order
-from agent_trainer.labelled.reading import read_all
+from agent_trainer.labelled.reading import Pixels, read_all
 from agent_trainer.labelled.sources import Example, Labelled, LabelledSource, load_labelled, read_labelled
 from agent_trainer.module_weights import as_weights
 from agent_trainer.saved_state import fitting
@@ -97,10 +98,9 @@ class ApgaPractice:
     ) -> None:
         self.config, self._folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        images, train, broken = read_all(labelled.train, config.side, config.channels)
-        held_out, validation, more = read_all(labelled.validation, config.side, config.channels)
-        others, _, yet_more = read_all(target, config.side, config.channels)
-        self.images, self.held_out, self._target = (looked(some, config.domain) for some in (images, held_out, others))
+        self.images, train, broken = self._read(labelled.train)
+        self.held_out, validation, more = self._read(labelled.validation)
+        self._target, _, yet_more = self._read(target)
         if not train:
             raise ImageError(
                 f"none of the {len(labelled.train)} images to learn from can be read; expected at least one"
@@ -118,6 +118,16 @@ class ApgaPractice:
         self._collapses = 0  # over all rounds
         self._collapse = ""  # a sentence on the last one
         self._restore()
+
+    def _read(self, examples: Sequence[Example]) -> tuple[Pixels, tuple[Example, ...], tuple[str, ...]]:
+        """Read images as the networks see them; many of them stay on the disk."""
+        config = self.config
+
+        def change(pixels: Pixels) -> Pixels:
+            found: Pixels = looked(pixels[np.newaxis], config.domain)[0]
+            return found
+
+        return read_all(examples, config.side, config.channels, self._folder, change)
 
     @property
     def examples(self) -> int:
@@ -265,4 +275,4 @@ def _target(sources: Sequence[LabelledSource], config: ApgaConfig) -> tuple[Exam
         return ()
 
 
-APGA: Final = Algorithm(read_config, first_weights, begin, merge_validation)
+APGA: Final = Algorithm(read_config, first_weights, begin, merge)

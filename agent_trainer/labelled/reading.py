@@ -1,6 +1,8 @@
 """From an image file to the uint8 array that a network takes."""
 
-from collections.abc import Sequence
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,6 +19,7 @@ from cairn.images import find_image, open_image
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Channels: TypeAlias = Literal[1, 3]
 AT_ONCE = 1 << 24  # pixels of an image that is read at once
+IN_MEMORY = 512 << 20  # bytes of all images of a run
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -53,20 +56,61 @@ def _pixels(big: Big, rows: int, columns: int) -> Pixels:
 
 
 def read_all(
-    examples: Sequence[Example], side: int, channels: Channels
+    examples: Sequence[Example],
+    side: int,
+    channels: Channels,
+    folder: Path | None = None,
+    change: Callable[[Pixels], Pixels] | None = None,
+    *,
+    in_memory: int = IN_MEMORY,
 ) -> tuple[Pixels, tuple[Example, ...], tuple[str, ...]]:
-    """Read many: uint8[n, channels, side, side], the examples that they are of, and a sentence on each that failed."""
-    pixels = np.empty((len(examples), channels, side, side), np.uint8)
+    """Read many: uint8[n, channels, side, side], the examples that they are of, and a sentence on each that failed.
+
+    folder     where more than `in_memory` bytes of pixels are kept in a file without a name, which is mapped into
+               memory and gone with the array; None keeps all of them in memory
+    change     of each image, uint8[channels, side, side]
+    Raises ImageError when the folder's disk is full.
+    """
     kept: list[Example] = []
     problems: list[str] = []
-    for example in examples:
-        try:
-            pixels[len(kept)] = read_whole(example.path, side, channels)
-        except ImageError as error:
-            problems.append(str(error))
-        else:
-            kept.append(example)
-    return pixels[: len(kept)], tuple(kept), tuple(problems)
+
+    def read() -> Iterator[Pixels]:
+        for example in examples:
+            try:
+                pixels = read_whole(example.path, side, channels)
+            except ImageError as error:
+                problems.append(str(error))
+            else:
+                kept.append(example)
+                yield pixels if change is None else change(pixels)
+
+    shape = (len(examples), channels, side, side)
+    if folder is None or math.prod(shape) <= in_memory:
+        held = np.empty(shape, np.uint8)
+        for place, pixels in enumerate(read()):
+            held[place] = pixels
+        return held[: len(kept)], tuple(kept), tuple(problems)
+    mapped = _mapped(read(), folder, shape)
+    return mapped, tuple(kept), tuple(problems)
+
+
+def _mapped(images: Iterator[Pixels], folder: Path, shape: tuple[int, ...]) -> Pixels:
+    """Write images to a file one by one, and map it; the array has as many as came."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            count = 0
+            for pixels in images:
+                file.write(np.ascontiguousarray(pixels).data)
+                count += 1
+            file.flush()
+            if count == 0:
+                return np.empty((0, *shape[1:]), np.uint8)
+            return np.memmap(file, np.uint8, "r+", shape=(count, *shape[1:]))
+    except OSError as error:
+        raise ImageError(
+            f"{math.prod(shape) / 1e9:.1f} GB of images to learn from have no room in the trainer's folder "
+            f"({error.strerror}); make room there, or give the run a smaller side"
+        ) from error
 
 
 def _check_finite(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Labelled images become arrays of one size, and orders and weights that make up for unequal classes."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,46 @@ def test_an_image_that_cannot_be_read_costs_a_sentence_and_no_other_image(
     assert problems[0].startswith(f"{bad.name}: {sentence}")
     with pytest.raises(ImageError, match=sentence):
         read_whole(bad, 8, 1)
+
+
+def squares(folder: Path, count: int) -> list[Example]:
+    rng, made = np.random.default_rng(0), []
+    for n in range(count):
+        Pillow.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(folder / f"{n}.png")
+        made.append(Example(f"{n}", folder / f"{n}.png", n, f"{n}"))
+    return made
+
+
+def test_many_images_lie_in_a_file_without_a_name_and_are_those_that_would_be_in_memory(tmp_path: Path) -> None:
+    examples = squares(tmp_path, 6)
+    examples[2].path.write_bytes(b"\x89PNG")
+    kept_at = tmp_path / "run"
+    kept_at.mkdir()
+
+    def lighter(pixels: Any) -> Any:
+        return pixels // 2 + 100
+
+    held, learned, problems = read_all(examples, 8, 1, change=lighter)
+    mapped, same, said = read_all(examples, 8, 1, kept_at, lighter, in_memory=6 * 8 * 8 - 1)
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, held)
+    assert (same, said, len(same)) == (learned, problems, 5)
+    assert list(kept_at.iterdir()) == []
+    few, _, _ = read_all(examples, 8, 1, kept_at, lighter, in_memory=6 * 8 * 8)
+    assert not isinstance(few, np.memmap)
+    none, nobody, _ = read_all(examples[2:3], 8, 1, kept_at, in_memory=0)
+    assert (none.shape, nobody) == ((0, 1, 8, 8), ())
+
+
+def test_images_for_which_the_disk_has_no_room_are_refused(tmp_path: Path) -> None:
+    examples = squares(tmp_path, 4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(ImageError, match=r"no room in the trainer's folder \(File too large\); make room"):
+            read_all(examples, 8, 1, tmp_path, in_memory=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=50))
