@@ -137,4 +137,5 @@ def algorithm(name: str) -> Algorithm:
         case other:
             from cairn.errors import ConfigError  # noqa: PLC0415
 
-            raise ConfigError(f"there is no algorithm {other}; there are dqn, apga, attention, segmentation and pretrain")
+            known = "dqn, apga, attention, segmentation and pretrain"
+            raise ConfigError(f"there is no algorithm {other}; there are {known}")

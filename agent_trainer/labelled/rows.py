@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_trainer.labelled.settings import LabelledFiles, LabelledFolders, LabelledSource, Needles
+from agent_trainer.labelled.settings import LabelledFiles, LabelledFolders, LabelledSource, Needles, PlainFolder
 from agent_trainer.scenes.pixels import TOGETHER, images_by_name, taken_apart
 from agent_trainer.tables import read_rows
 from cairn.errors import ImageError
@@ -52,6 +52,8 @@ def read_source(source: LabelledSource) -> Said:
             return _files(source)
         case LabelledFolders():
             return _folders(source)
+        case PlainFolder():
+            return _plain(source)
         case Needles():
             from agent_trainer.labelled.needles import needle_files  # noqa: PLC0415  which imports the settings
 
@@ -146,6 +148,20 @@ def _folders(source: LabelledFolders) -> Said:
         if bare:
             problems.append(f"{folder.name}: no image in {named(bare)}; expected some in the folder of each class")
     return Said(tuple(entries), (*_unmatched(source.patient, entries, source.images.name), *problems))
+
+
+def _plain(source: PlainFolder) -> Said:
+    entries = tuple(
+        Entry(
+            image.id,
+            image.paths[0],
+            "",
+            _search(source.patient, image.name, image.id),
+            _search(source.group, image.id),
+        )
+        for image in _each(source.images)
+    )
+    return Said(entries, tuple(_unmatched(source.patient, entries, source.images.name)))
 
 
 def _each(folder: Path) -> Iterator[ImageSource]:

@@ -1,4 +1,4 @@
-"""Where a site's labelled images come from: a list of sources, each of one of three kinds."""
+"""Where a site's labelled images come from: a list of sources, each of one of four kinds."""
 
 import re
 from collections.abc import Mapping
@@ -106,7 +106,21 @@ class Needles(_Section):
         return self
 
 
-LabelledSource = Annotated[LabelledFiles | LabelledFolders | Needles, Field(discriminator="kind")]
+class PlainFolder(_Section):
+    """Images of which nobody says what they show, for pre-training alone; others pass it over.
+
+    images  the folder, with those below it
+    Others as in `LabelledFiles`.
+    """
+
+    kind: Literal["plain"] = "plain"
+    images: Path
+    patient: Pattern | None = None
+    group: Pattern | None = None
+    classes: None = None
+
+
+LabelledSource = Annotated[LabelledFiles | LabelledFolders | Needles | PlainFolder, Field(discriminator="kind")]
 """One source of labelled images; `kind` says which."""
 
 _SOURCES: TypeAdapter[tuple[LabelledSource, ...]] = TypeAdapter(tuple[LabelledSource, ...])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent_trainer.classification import LEAST
 from agent_trainer.labelled.rows import Entry, Said, images, named, read_source
-from agent_trainer.labelled.settings import LabelledFiles, LabelledSource, Needles, read_labelled
+from agent_trainer.labelled.settings import LabelledFiles, LabelledSource, Needles, PlainFolder, read_labelled
 from agent_trainer.labelled.splitting import divide
 from agent_trainer.tables import unit_hash
 from cairn.errors import CairnError, ConfigError, ImageError
@@ -72,6 +72,8 @@ def load_labelled(
     strange: Counter[str] = Counter()
     ungrouped = 0
     for source in sources:
+        if isinstance(source, PlainFolder):  # for pre-training
+            continue
         try:
             said = read_source(source)
         except CairnError as error:
@@ -81,7 +83,7 @@ def load_labelled(
         word_classes = _word_classes(source, classes)
         for entry in said.entries:
             name = word_classes.get(entry.word) if source.classes is not None else entry.word
-            side = _side(source, entry)
+            side = side_of(source, entry)
             if name is None or side is None:
                 continue  # the settings name the words to take, and the split's, and this is none of them
             if name not in classes:
@@ -124,9 +126,9 @@ def _nowhere(source: LabelledSource, said: Said) -> Iterator[str]:
         yield f"{place}: no image is called {named(lost)}; check classes in the settings of this source"
 
 
-def _side(source: LabelledSource, entry: Entry) -> str | None:
+def side_of(source: LabelledSource, entry: Entry) -> str | None:
     """Say which side an entry is for: "train", "validation", "free" for either, None for neither."""
-    if isinstance(source, Needles) or entry.split is None:
+    if isinstance(source, Needles | PlainFolder) or entry.split is None:
         return "free"
     if entry.split == source.validation:
         return "validation"

@@ -1,0 +1,1 @@
+"""Self-supervised pre-training: an encoder learned from images without labels, for networks that then learn more."""
