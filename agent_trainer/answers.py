@@ -33,17 +33,35 @@ def answer(model: Model, examples: Sequence[Example]) -> Answers:
     Raises ConfigError for a model of another kind or one that looks first where a tissue state is, TrainingError for
     weights that are not of its networks.
     """
-    one = _answering(model)
+    (probabilities,), labels, problems = answer_all([model], examples)
+    return Answers(probabilities, labels, problems)
+
+
+def answer_all(
+    models: Sequence[Model], examples: Sequence[Example]
+) -> tuple[Floats, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Classify images with each of M models: float32[M, n, K], labels int64[n], and what could not be read by all.
+
+    Raises what `answer` does, and ConfigError for models of different classes.
+    """
+    classes = models[0].config.classes
+    for model in models:
+        if model.config.classes != classes:
+            raise ConfigError(
+                f"{model.run} tells apart {', '.join(model.config.classes)}, {models[0].run} {', '.join(classes)}; the "
+                "members of an ensemble must answer with the same classes in the same order"
+            )
+    each = [_answering(model) for model in models]
     found, labels, problems = [], [], []
     for example in examples:
         try:
-            found.append(one(example))
+            found.append(np.stack([one(example) for one in each]))
         except ImageError as error:
             problems.append(str(error))
         else:
             labels.append(example.label)
-    probabilities = np.stack(found) if found else np.empty((0, len(model.config.classes)), np.float32)
-    return Answers(probabilities, np.array(labels, np.int64), tuple(problems))
+    probabilities = np.stack(found, 1) if found else np.empty((len(models), 0, len(classes)), np.float32)
+    return probabilities, np.array(labels, np.int64), tuple(problems)
 
 
 def _answering(model: Model) -> Callable[[Example], Floats]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agent_trainer.commands.fetching import fetched, read_model
+from agent_trainer.commands.fetching import named, validated
 from cairn.errors import ConfigError
 from cairn.profile import ProfileOption
 
@@ -36,20 +36,42 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Of a classifier: PNG file for its confusion matrix and calibration.")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", help="Of a classifier: another that answers with it, RUN, RUN@ROUND or file; repeat it."
+        ),
+    ] = None,
+    vote: Annotated[str, typer.Option(help="How they answer together: average, majority or weighted.")] = "average",
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each vote, the first model's first; left out, by the runs' own validations."),
+    ] = None,
+    point: Annotated[
+        str, typer.Option(help="Operating point: youden, sensitivity:SHARE, specificity:SHARE or cost:TIMES.")
+    ] = "youden",
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, help="Of a classifier: measure its probabilities behind this temperature.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Measure a model on images that lie here.
 
     A DQN as ISBI 2015 does: mean and median radial error, and how many lie within 2, 2.5, 3 and 4 mm. A classifier by
-    accuracy, balanced accuracy, AUC, calibration, and sensitivity and specificity of each class.
+    accuracy, balanced accuracy, AUC, calibration, and sensitivity and specificity of each class; with the threshold of
+    an operating point for each, and the temperature that would calibrate it. Both are chosen on the images given.
 
     * `cairn evaluate sella --scenes test.toml --profile operator`
 
     * `cairn evaluate weights.safetensors --scenes test.toml --animate pictures --json`
 
     * `cairn evaluate chest --images test.toml --held-out --plot chest.png`
+
+    * `cairn evaluate chest --images test.toml --point sensitivity:0.95`
+
+    * `cairn evaluate chest@12 --with chest@16 --with other.safetensors --images test.toml --vote majority`
     """
-    trained = read_model(Path(model)) if Path(model).is_file() else fetched(profile, model, round_number)
+    trained = named(profile, model, round_number)
     searches = trained.algorithm == "dqn"
     given = scenes if searches else images
     if given is None:
@@ -68,7 +90,16 @@ def evaluate(
         from agent_trainer.commands import evaluate_classes  # noqa: PLC0415
 
         text = _list(given, "labelled")
-        evaluate_classes.evaluate(model, trained, text, given, held_out=held_out, plot=plot, as_json=as_json)
+        members = [(name, named(profile, name, 0)) for name in others or []]
+        evaluate_classes.evaluate(
+            [(model, trained), *members],
+            text,
+            given,
+            evaluate_classes.Asked(vote, tuple(weight or ()), point, temperature, held_out=held_out),
+            accuracy=lambda one: validated(profile, one),
+            plot=plot,
+            as_json=as_json,
+        )
 
 
 def _list(path: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from agent_trainer.commands.fetching import fetched
 from agent_trainer.commands.watching import print_json, show
-from cairn.figures import IMAGES, told
+from cairn.figures import IMAGES, VALIDATION, told
 from cairn.profile import ProfileOption, operator_channel
 from cairn.v1 import training_pb2
 
@@ -48,6 +49,7 @@ def export(
 
     * `cairn export chest --out model --licence CC-BY-4.0 --data "frontal chest X-rays, three clinics" --name-sites`
     """
+    from agent_trainer.craft.validation import points_of  # noqa: PLC0415
     from agent_trainer.exports.card import ModelCard  # noqa: PLC0415 - torch and onnxruntime take seconds
     from agent_trainer.exports.files import export as write  # noqa: PLC0415
 
@@ -65,6 +67,8 @@ def export(
         sites=[_site(number, site, named=name_sites) for number, site in enumerate(last.sites, 1)],
         pooled=_measures(last.metrics),
         privacy={**PRIVACY, **(COUNTED if trained.algorithm == "dqn" else CLASSIFIED)},
+        points={name: asdict(point) for name, point in points_of(last.metrics).items()},
+        calibration=_calibration(last.metrics),
     )
     made = write(out, trained.algorithm, trained.weights, trained.config, card)
     if as_json:
@@ -85,11 +89,21 @@ def _site(number: int, site: training_pb2.SiteRound, *, named: bool) -> "SiteCar
     return SiteCard(site.site if named else f"site {number}", images, _measures(site.metrics), classes)
 
 
+def _calibration(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Find what a merged validation tells of a temperature."""
+    names = {"temperature": "temperature", "error": "ece", "behind it": "ece_scaled"}
+    return {name: metrics[f"{VALIDATION}{key}"] for name, key in names.items() if f"{VALIDATION}{key}" in metrics}
+
+
 def _measures(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Sort the figures of a validation: validation/TASK/NAME by task, and a classifier's under the task ""."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for metric, value in sorted(told(metrics).items()):
         match metric.split("/", 2):
+            case ["validation", "temperature" | "ece_scaled"] | ["validation", "point_threshold", _]:
+                pass  # they have sections of their own
+            case ["validation", "point_sensitivity" | "point_specificity", _]:
+                pass
             case ["validation", name]:
                 found[""][name] = value
             case ["validation", "sensitivity" | "specificity" as name, of]:

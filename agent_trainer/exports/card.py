@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Measures = Mapping[str, Mapping[str, float]]
+POINT = ("threshold", "sensitivity", "specificity")  # of an operating point
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ModelCard:
     pooled      measures over all sites' validation images
     privacy     settings by name: masking, noise, what left the sites
     licence     of the weights, an SPDX name or a sentence; somebody must have decided it
+    points      of each class, an operating point: threshold, sensitivity and specificity by name
+    calibration the temperature, and the calibration error before and behind it, by name
     """
 
     run: str
@@ -45,6 +48,8 @@ class ModelCard:
     sites: Sequence[SiteCard] = ()
     pooled: Measures = field(default_factory=dict)
     privacy: Mapping[str, str] = field(default_factory=dict)
+    points: Measures = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def describe(about: About, card: ModelCard, difference: float) -> str:
         "## Measures on each site's own validation images",
         "",
         *_measures(card, about.tasks),
+        *_in_use(card),
         "",
         "## Privacy",
         "",
@@ -118,6 +124,36 @@ def _sites(sites: Sequence[SiteCard]) -> list[str]:
         sums = (str(sum(site.classes.get(name, 0) for site in sites)) for name in classes)
         rows.append(("all sites", str(sum(site.images for site in sites)), *sums))
     return _table(("Site", "Images", *(f"of {name}" for name in classes)), rows)
+
+
+def _in_use(card: ModelCard) -> list[str]:
+    """Say from which probability on a class is called, and how far probabilities can be believed."""
+    lines: list[str] = []
+    if card.points:
+        rows = [(name, *(f"{point[key]:.3g}" for key in POINT)) for name, point in card.points.items()]
+        lines += [
+            "",
+            "## Operating points",
+            "",
+            "The likeliest class is the answer. To call a class by its probability alone, this threshold gave the most "
+            "sensitivity + specificity (Youden) over all sites' validation images, on which it was also chosen; choose "
+            "your own with `cairn evaluate --point`.",
+            "",
+            *_table(("Class", *POINT), rows),
+        ]
+    if "temperature" in card.calibration:
+        found = card.calibration
+        behind = f", {found['behind it']:.3g} behind the temperature" if "behind it" in found else ""
+        before = f" The calibration error is {found['error']:.3g} as it is{behind}." if "error" in found else ""
+        lines += [
+            "",
+            "## Calibration",
+            "",
+            f"Temperature {found['temperature']:.3g}: p^(1/{found['temperature']:.3g}), divided by its sum over the "
+            f"classes, is what the probabilities should have been on all sites' validation images.{before} The graphs "
+            "and weights are without it.",
+        ]
+    return lines
 
 
 def _measures(card: ModelCard, tasks: str) -> list[str]:
