@@ -225,7 +225,7 @@ def _validated(practice: Practice) -> dict[str, float]:
     """Measure a job's weights. Raises TrainingError where nothing is set aside."""
     found = practice.validate()
     if not found:
-        raise TrainingError("this site sets nothing aside to measure a strategy by; raise validation_share")
+        raise TrainingError("this site sets too little aside to measure a strategy by; raise validation_share")
     return found
 
 

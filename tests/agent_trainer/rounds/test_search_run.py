@@ -316,7 +316,7 @@ def test_a_stopped_search_without_any_site_ends_at_once_and_its_job_stays_open(t
 
 
 def shares(adds: float, examples: float, wrong: list[int]):
-    """A site of a job at several: adds to the weights that came; of its 8 images it says so many wrong in each leg."""
+    """A site of a job at several: adds to the weights that came; of its 16 images it says so many wrong in each leg."""
 
     def app(message):
         order, weights = read_order(message)
@@ -324,8 +324,8 @@ def shares(adds: float, examples: float, wrong: list[int]):
             assert order.validations == 0
             return answer({EXAMPLES: examples, "updates": float(order.updates)}, weights + np.float32(adds), message)
         app.measured.append(float(weights[0]))
-        labels = np.arange(8) % 2
-        said = np.where(np.arange(8) < wrong[order.leg], 1 - labels, labels)
+        labels = np.arange(16) % 2
+        said = np.where(np.arange(16) < wrong[order.leg], 1 - labels, labels)
         return answer(figures(count(np.eye(2, dtype=np.float32)[said], labels), ("dark", "light")), None, message)
 
     app.measured = []
@@ -333,18 +333,18 @@ def shares(adds: float, examples: float, wrong: list[int]):
 
 
 def test_a_job_at_several_sites_joins_their_weights_by_examples_and_validates_at_the_same_sites(tmp_path):
-    north, south = shares(1, 3, [4, 0]), shares(5, 1, [4, 4])
+    north, south = shares(1, 3, [8, 0]), shares(5, 1, [8, 8])
     federation = Federation(tmp_path, north, south, per_job=2, jobs=1, updates=11, validations=2)
     assert federation.play()[0] == "done"
     began = float(read_order(federation.nodes[1].seen[0])[1][0])
     assert north.measured == south.measured == pytest.approx([began + 2, began + 4])
     (record,) = federation.records()
-    assert record.reward == pytest.approx(0.75), "4 of 16 are wrong in the better leg"
+    assert record.reward == pytest.approx(0.75), "8 of 32 are wrong in the better leg"
     orders = federation.orders(2)
     assert [(order.leg, order.updates) for order in orders] == [(0, 5), (0, 5), (1, 6), (1, 6)]
     (report,) = federation.reports
     assert [(site.site, site.metrics[GOAL]) for site in report.sites] == [("site-1", 1.0), ("site-2", 0.5)]
-    assert (report.metrics["updates"], report.metrics["validation/n"]) == (12, 16)
+    assert (report.metrics["updates"], report.metrics["validation/n"]) == (12, 32)
     assert not [name for name in report.metrics if "counts/" in name]
 
 
