@@ -100,12 +100,14 @@ class Algorithm:
     begin             a site's practice; raises ConfigError, ImageError
     merge_validation  the figures of all sites' validations made into one of each; {} when nobody validated.
                       By which of them the best round is chosen: cairn.run.GOALS
+    remarks           sentences on settings for the run's log, such as which layers train
     """
 
     read_config: Callable[[str], Any]
     first_weights: Callable[[Any, int], Weights]
     begin: Callable[[Any, Place], Practice]
     merge_validation: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
+    remarks: Callable[[Any], tuple[str, ...]] = lambda config: ()  # noqa: ARG005
 
 
 def algorithm(name: str) -> Algorithm:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from agent_trainer.craft.augmentation import Augmentation
 from agent_trainer.craft.domains import Domain
 from agent_trainer.craft.losses import Loss
+from agent_trainer.craft.transfer import Transfer
 from agent_trainer.settings import Classes, read_settings
 
 VGG_SIDE, SMALL_SIDE = 32, 4  # by what a masker's strides divide an image's side
@@ -42,6 +43,7 @@ class ApgaConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)  # before the small classifier's last layer, in each layer of a DenseNet
     classifier_weights: Path | None = None  # a local file at whoever begins the run; ImageNet's in the paper
     masker_weights: Path | None = None  # the same; of TernausNet on Carvana in the paper, or of a VGG11
+    transfer: Transfer = Transfer()  # of the classifier, with a new last layer; docs/craft/transfer.md
 
     # learning
     batch: int = Field(25, ge=1)  # images; paper 3 §3
@@ -108,6 +110,8 @@ class ApgaConfig(BaseModel):
             raise ValueError(f"a side of {self.side} is used up before the last of {len(self.small_channels)} layers")
         if self.mask_at_inference and not self.masks:
             raise ValueError(f"mask_at_inference needs a masker; the method {self.method} has none")
+        if self.classifier_weights is not None and self.transfer.weights is not None:
+            raise ValueError("classifier_weights and transfer.weights both name a file; the classifier begins with one")
         return self
 
 

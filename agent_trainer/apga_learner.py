@@ -15,9 +15,18 @@ from torch import Tensor, nn
 from agent_trainer import apga, saved_state
 from agent_trainer.algorithms import Weights
 from agent_trainer.apga_config import ApgaConfig
-from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, described, grad_cam_layer, networks
+from agent_trainer.apga_networks import (
+    CLASSIFIER,
+    MASKER,
+    architecture,
+    described,
+    grad_cam_layer,
+    last_layer,
+    networks,
+)
 from agent_trainer.craft.domains import coral_loss
 from agent_trainer.craft.losses import classification_loss
+from agent_trainer.craft.transfer import Staged
 from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.seeding import seeded
@@ -65,6 +74,7 @@ class Learner:
         self._run = saved_state.digest(seed, config)
         self._weigh = None if class_weights is None else torch.tensor(class_weights, device=self._device)
         self.networks = networks(config, seed).to(self._device)
+        self.staged = Staged(self.networks[CLASSIFIER], config.transfer, last_layer(config))
         mean, std = (torch.tensor(scale, device=self._device)[:, None, None] for scale in config.scale)
         self._mean, self._std = mean, std
         self._parameters = {name: list(network.parameters()) for name, network in self.networks.items()}
@@ -129,7 +139,7 @@ class Learner:
         return made
 
     def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator, target: Tensor | None) -> apga.Step:
-        config, network = self.config, self.networks[CLASSIFIER].train()
+        config, network = self.config, self.staged.train(self.updates)
         classifier: apga.Network = network
         features: list[Tensor] = []
 
@@ -192,14 +202,14 @@ class Learner:
     def _judge(self, x: Tensor) -> Tensor:
         """Answer by the running statistics, which stay as they are."""
         answers: Tensor = self.networks[CLASSIFIER].eval()(x)
-        self.networks[CLASSIFIER].train()
+        self.staged.train(self.updates)
         return answers
 
     def _loss(self, answers: Tensor, y: Tensor) -> Tensor:
         return classification_loss(answers, y, self.config.loss, self._weigh)
 
     def _descend(self, loss: Tensor, names: tuple[str, ...]) -> None:
-        parameters = [p for name in names for p in self._parameters[name]]
+        parameters = [p for name in names for p in self._parameters[name] if p.requires_grad]
         gradients = list(torch.autograd.grad(loss, parameters))
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         numbers = torch.stack([loss.detach(), norm]).cpu()
@@ -210,11 +220,14 @@ class Learner:
                 "lower learning_rate"
             )
         if self._mu:
-            anchor = [a for name in names for a in self._anchor[name]]
+            pairs = (pair for name in names for pair in zip(self._parameters[name], self._anchor[name], strict=True))
+            anchor = [a for p, a in pairs if p.requires_grad]
             torch._foreach_add_(gradients, torch._foreach_sub([p.detach() for p in parameters], anchor), alpha=self._mu)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for name in names:
+            if name == CLASSIFIER:
+                self.staged.set_rate(self._adam[name], self.config.learning_rate, self.updates)
             self._adam[name].step()
             self._adam[name].zero_grad()
 

@@ -52,6 +52,11 @@ def grad_cam_layer(config: ApgaConfig) -> str:
     return "features" if config.classifier == "small" else "class_layers.relu"
 
 
+def last_layer(config: ApgaConfig) -> tuple[str, ...]:
+    """Name the classifier's layer that answers, which other classes need anew."""
+    return ("head",) if config.classifier == "small" else ("class_layers.out",)
+
+
 def described(classifier: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the classifier's last layer sees, float[b, d], and what it answers, float[b, classes]."""
     if isinstance(classifier, SmallClassifier):

@@ -14,8 +14,9 @@ from agent_trainer import apga
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.apga_config import ApgaConfig, read_config
 from agent_trainer.apga_learner import Learner
-from agent_trainer.apga_networks import load_pretrained, networks
+from agent_trainer.apga_networks import CLASSIFIER, last_layer, load_pretrained, networks
 from agent_trainer.classification import count, figures
+from agent_trainer.craft import transfer
 from agent_trainer.craft.augmentation import augment_pixels
 from agent_trainer.craft.domains import keep_own, local_names, looked
 from agent_trainer.craft.validation import merge
@@ -215,6 +216,8 @@ class ApgaPractice:
         counts = np.bincount(self.labels, minlength=len(self.config.classes))
         told = {f"images/{name}": float(n) for name, n in zip(self.config.classes, counts, strict=True)}
         told |= {"pretrained": float(self.learner.pretraining.over)}
+        if self.config.transfer.still:
+            told |= {"train/share": self.learner.staged.report.share}
         if self.config.masks:
             told |= {"masks/collapses": float(self._collapses), "masks/restarts": float(self.learner.restarts)}
         if self._sums.looked:
@@ -253,7 +256,13 @@ def first_weights(config: ApgaConfig, seed: int) -> Weights:
     """Return what a run begins with: pretrained where the config names local files. Raises ConfigError."""
     built = networks(config, seed)
     load_pretrained(built, config)
+    transfer.begin_with(built[CLASSIFIER], config.transfer, last_layer(config))
     return as_weights(built)
+
+
+def remarks(config: ApgaConfig) -> tuple[str, ...]:
+    """Say what a run's log is to begin with: which layers of the classifier train."""
+    return transfer.remarks(networks(config, 0)[CLASSIFIER], config.transfer, last_layer(config))
 
 
 def begin(config: ApgaConfig, place: Place) -> ApgaPractice:
@@ -275,4 +284,4 @@ def _target(sources: Sequence[LabelledSource], config: ApgaConfig) -> tuple[Exam
         return ()
 
 
-APGA: Final = Algorithm(read_config, first_weights, begin, merge)
+APGA: Final = Algorithm(read_config, first_weights, begin, merge, remarks)

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -59,9 +60,13 @@ class Transfer(BaseModel):
             raise ValueError(f"later_rate is {self.later_rate:g}; only the mode two-stage has a later rate")
         return self
 
+    def everything(self, updates_done: int) -> bool:
+        """Whether every layer trains after so many updates."""
+        return self.mode == "all" or (self.mode == "two-stage" and updates_done >= self.frozen_updates)
+
     def rate(self, updates_done: int) -> float:
         """By what the learning rate is multiplied after so many updates."""
-        return self.later_rate if self.mode == "two-stage" and updates_done >= self.frozen_updates else 1.0
+        return self.later_rate if self.everything(updates_done) else 1.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def freeze(module: nn.Module, transfer: Transfer, updates_done: int, head: Seque
             raise ConfigError(
                 f"transfer.train: no layer is called {pattern}; there are {_listed(_tops(names), 2 * NAMED)}"
             )
-    everything = transfer.mode == "all" or (transfer.mode == "two-stage" and updates_done >= transfer.frozen_updates)
+    everything = transfer.everything(updates_done)
     trains: list[Layer] = []
     still: list[Layer] = []
     for name, layer in _layers(module):
@@ -194,6 +199,33 @@ def hold_still(module: nn.Module, report: Report) -> None:
     """Put what does not train into evaluation mode: statistics of batch norm are weights like others."""
     for name in report.quiet:
         module.get_submodule(name).eval()
+
+
+class Staged:
+    """A network whose layers train as the settings say, update by update.
+
+    head  as in `freeze`
+    """
+
+    def __init__(self, module: nn.Module, transfer: Transfer, head: Sequence[str]) -> None:
+        self._module, self._transfer, self._head = module, transfer, head
+        self._stage: bool | None = None  # whether every layer trains
+        self.report = Report((), ())
+
+    def train(self, updates_done: int) -> nn.Module:
+        """Put the network into training, but for what does not train after so many updates."""
+        self._module.train()
+        stage = self._transfer.everything(updates_done)
+        if stage is not self._stage:
+            self.report = freeze(self._module, self._transfer, updates_done, self._head)
+            self._stage = stage
+        hold_still(self._module, self.report)
+        return self._module
+
+    def set_rate(self, optimiser: torch.optim.Optimizer, learning_rate: float, updates_done: int) -> None:
+        """Set the learning rate of an optimiser's step after so many updates."""
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * self._transfer.rate(updates_done)
 
 
 def remarks(module: nn.Module, transfer: Transfer, head: Sequence[str]) -> tuple[str, ...]:
