@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from agent_trainer.commands.search_sites import MaybeProfile, read_search_of, start
 from agent_trainer.commands.watching import print_json
 from agent_trainer.search.comparison import compared, comparison_table, course
 from agent_trainer.search.data import read_data
@@ -26,8 +27,11 @@ app = typer.Typer(
     help="Find how to train: learning rate, augmentation, architecture, by many trainings.\n\n"
     "Examples: `cairn search run search.toml` · `cairn search best search.journal --out best.toml`",
 )
-JournalArgument = Annotated[Path, typer.Argument(help="Journal of a search.", show_default=False)]
+JournalArgument = Annotated[
+    Path, typer.Argument(help="Journal of a search, or with --profile its name.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+app.command()(start)
 INTERRUPTED = 130  # what a shell takes for an end by Ctrl-C
 
 
@@ -83,14 +87,15 @@ def run(
 def show(
     journal: JournalArgument,
     *,
+    profile: MaybeProfile = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Show a search's leaderboard, and why jobs have no reward; the search may be under way.
 
-    Example: `cairn search show search.journal --top 5`
+    Examples: `cairn search show search.journal --top 5` · `cairn search show spleen --profile me`
     """
-    spec, records = read_journal(journal)
+    spec, records = read_search_of(journal, profile)
     if as_json:
         _print(spec, records)
         return
@@ -104,13 +109,16 @@ def show(
 
 @app.command()
 def picture(
-    journal: JournalArgument, out: Annotated[Path, typer.Argument(help="PNG file to write.", show_default=False)]
+    journal: JournalArgument,
+    out: Annotated[Path, typer.Argument(help="PNG file to write.", show_default=False)],
+    *,
+    profile: MaybeProfile = None,
 ) -> None:
     """Draw a search: reward over jobs, parameters over time, and which of them mattered.
 
     Example: `cairn search picture search.journal search.png`
     """
-    spec, records = read_journal(journal)
+    spec, records = read_search_of(journal, profile)
     from agent_trainer.search.pictures import draw_course  # noqa: PLC0415 - matplotlib, Optuna
 
     draw_course(out, spec, records, spec.reward_words)
@@ -123,6 +131,7 @@ def best_strategy(
     *,
     out: Annotated[Path, typer.Option(help="TOML file to write.", show_default=False)],
     job: Annotated[int | None, typer.Option(min=0, help="Another job than the best.")] = None,
+    profile: MaybeProfile = None,
 ) -> None:
     """Write the best strategy as the TOML file that `cairn train` takes.
 
@@ -130,7 +139,7 @@ def best_strategy(
 
     * `cairn train segmentation --config best.toml --rounds 50 --min-sites 3`
     """
-    spec, records = read_journal(journal)
+    spec, records = read_search_of(journal, profile)
     found = best(records) if job is None else _of(records, job)
     export(out, spec.space, found.strategy, spec.algorithm)
     said = "no reward" if found.reward is None else f"{spec.reward_words} {found.reward:.4f}"

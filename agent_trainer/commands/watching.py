@@ -61,19 +61,24 @@ def watch(channel: grpc.Channel, name: str, console: Console) -> training_pb2.Sh
 def picture(run: training_pb2.ShowRunResponse) -> RenderableType:
     """Draw a run: how far it is, and its newest rounds with what every site did."""
     about, goal, table = run.summary, goal_of_run(run.spec), Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("round", "s", "loss", "reward", goal.heading, "sites"):
+    searches = bool(run.spec.search_json)
+    for column in ("job" if searches else "round", "s", "loss", "reward", goal.heading, "sites"):
         table.add_column(column, justify="left" if column == "sites" else "right")
     for one in run.rounds[-SHOWN:]:
         table.add_row(
-            str(one.round),
+            f"{one.metrics['job']:.0f}" if searches and "job" in one.metrics else str(one.round),
             f"{one.seconds:.1f}",
             *(_number(one.metrics.get(name)) for name in ("loss", "reward")),
             _number(goal_of(one.metrics, goal)),
             " · ".join(_site(site, goal) for site in one.sites),
         )
     best = best_of(run, goal)
-    said = f"  best {goal.words} {goal.said(goal_of(best.metrics, goal) or 0.0)} in round {best.round}" if best else ""
-    head = Text.assemble((about.name, "bold"), f"  {about.state}  round {about.round} of {about.rounds}{said}")
+    said = ""
+    if best:
+        where = f"of job {best.metrics.get('job', 0):.0f}" if searches else f"in round {best.round}"
+        said = f"  best {goal.words} {goal.said(goal_of(best.metrics, goal) or 0.0)} {where}"
+    far = f"{about.round} of {about.rounds} jobs" if searches else f"round {about.round} of {about.rounds}"
+    head = Text.assemble((about.name, "bold"), f"  {about.state}  {far}{said}")
     bar = ProgressBar(total=max(1, about.rounds), completed=about.round, width=60)
     message = [Text(about.message, style="yellow")] if about.message else []
     return Group(head, bar, *message, table)
@@ -106,9 +111,11 @@ def _site(site: training_pb2.SiteRound, goal: Goal) -> str:
 
 
 def run_as_dict(run: training_pb2.ShowRunResponse) -> dict[str, Any]:
-    """Say a run as one JSON object: summary, spec (its settings as an object), rounds."""
+    """Say a run as one JSON object: summary, spec (its settings as an object, and so its search if any), rounds."""
     found = as_dict(run)
     found["spec"]["settings"] = json.loads(found["spec"].pop("settings_json", "") or "{}")
+    if search := found["spec"].pop("search_json", ""):
+        found["spec"]["search"] = json.loads(search)
     return found
 
 
