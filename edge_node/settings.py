@@ -104,27 +104,29 @@ class Training(_Section):
     runs      patterns of run names
     scenes    tables of images with landmarks; the trainer knows what may stand in them
     labelled  tables of images with labels; the same
+    volumes   tables of volumes with labels; the same
     """
 
     runs: tuple[str, ...]
     scenes: tuple[Table, ...] = ()
     labelled: tuple[Table, ...] = ()
+    volumes: tuple[Table, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, le=256)
 
     @model_validator(mode="after")
     def _something(self) -> "Training":
-        if not (self.scenes or self.labelled):
+        if not any(self.tables.values()):
             raise ValueError(
-                "there is nothing to learn from; give a table [[training.scenes]] (images with landmarks) or "
-                "[[training.labelled]] (images with labels)"
+                "there is nothing to learn from; give a table [[training.scenes]] (images with landmarks), "
+                "[[training.labelled]] (images with labels) or [[training.volumes]] (volumes with labels)"
             )
         return self
 
     @property
     def tables(self) -> dict[str, tuple[Table, ...]]:
         """All data by kind, as the trainer is told of it."""
-        return {"scenes": self.scenes, "labelled": self.labelled}
+        return {"scenes": self.scenes, "labelled": self.labelled, "volumes": self.volumes}
 
 
 class SiteSettings(Settings):
@@ -171,11 +173,11 @@ def load_settings(path: Path) -> SiteSettings:
     settings = load(path, SiteSettings)
     if settings.training:
         beside = path.parent.resolve()
-        scenes, labelled = (
-            tuple(_in_full(table, beside) for table in tables) for tables in settings.training.tables.values()
-        )
-        _name_labels(scenes, settings.labels_folder)
-        whole = {"scenes": scenes, "labelled": labelled}
+        whole = {
+            kind: tuple(_in_full(table, beside) for table in tables)
+            for kind, tables in settings.training.tables.items()
+        }
+        _name_labels(whole["scenes"], settings.labels_folder)
         training = settings.training.model_copy(update=whole)
         settings = settings.model_copy(update={"training": training})
     if settings.labels_folder.resolve().is_relative_to(settings.images.folder.resolve()):

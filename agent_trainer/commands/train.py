@@ -147,10 +147,54 @@ All settings and their defaults: docs/TRAINING.md.
 )(classifier)
 
 
+@app.command()
+def segmentation(
+    profile: ProfileOption,
+    name: NameArgument = None,
+    *,
+    config: ConfigOption = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="What is outlined, as the sites call it; repeat it.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Of the volumes: ct or mr.")] = None,
+    rounds: RoundsOption = None,
+    min_sites: SitesOption = None,
+    strategy: StrategyOption = None,
+    deadline: DeadlineOption = None,
+    patience: PatienceOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    watching: WatchOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network that outlines structures in volumes.
+
+    All settings and their defaults: docs/TRAINING.md.
+
+    * `cairn train segmentation --class spleen --modality ct --rounds 50 --min-sites 3`
+
+    * `cairn train segmentation hippo --class anterior --class posterior --modality mr --rounds 50 --min-sites 3
+      --set network="unet"`
+
+    * `cairn train segmentation --config run.toml --set augmentation.flip=0.5 --set weights="spleen.safetensors"`
+    """
+    values, own = _begin(config, settings)
+    if classes:
+        own["classes"] = list(classes)
+    if modality:
+        own["modality"] = modality
+    given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
+    run = _spec("segmentation", values, own, given, classes or [])
+    _ask(profile, run, watching=watching, as_json=as_json)
+
+
 def _begin(config: Path | None, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a run's file says of the run, and the algorithm's own settings with those of --set."""
     values = _read_file(config) if config else {}
-    return values, _own(values, config) | dict(map(_setting, settings or []))
+    own = _own(values, config)
+    for name, value in map(_setting, settings or []):
+        own = _put(own, name, value)
+    return values, own
 
 
 def _given(
@@ -243,6 +287,17 @@ def _own(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise ConfigError(f"{config}: settings is {own!r}; write them as a table, [settings]")
     return dict(own)
+
+
+def _put(own: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return settings with one more; "table.setting" stands in a table. Raises ConfigError where that is none."""
+    table, dot, inner = name.partition(".")
+    if not dot:
+        return {**own, name: value}
+    held = own.get(table, {})
+    if not isinstance(held, dict):
+        raise ConfigError(f"--set {name}: {table} is {held!r}; expected a table of settings")
+    return {**own, table: _put(held, inner, value)}
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -31,6 +31,7 @@ from agent_trainer.rounds.site_page import SitePage, refusal
 from agent_trainer.rounds.site_work import SiteSettings, SiteWork
 from agent_trainer.rounds.words import Words
 from agent_trainer.scenes.sources import read_sources
+from agent_trainer.volumes.settings import read_volume_sources
 from cairn.errors import CairnError, ConfigError, Unreachable
 
 AWAY_S = 1.0  # between two tries to reach the SuperNode
@@ -44,6 +45,7 @@ class Told(BaseModel):
     runs: tuple[str, ...]
     scenes: list[dict[str, Any]] = []
     labelled: list[dict[str, Any]] = []
+    volumes: list[dict[str, Any]] = []
     device: Literal["auto", "cpu", "cuda"]
     threads: int
     folder: Path
@@ -61,7 +63,9 @@ class Site:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if told.device == "auto" else told.device
         models = Models(told.folder / "models")
         self._page = SitePage(scenes, labelled, models)
-        sources = {"scenes": told.scenes, "labelled": told.labelled}
+        if told.volumes:
+            read_volume_sources(json.dumps(told.volumes), Path.cwd())  # what is wrong is said before any run
+        sources = {"scenes": told.scenes, "labelled": told.labelled, "volumes": told.volumes}
         settings = SiteSettings(told.runs, sources, device, told.folder, spool)
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own
         self._work = SiteWork(settings, models, self._talk, site_seed)

@@ -1,11 +1,10 @@
 """The networks that segment: AHNet, U-Net and SegResNet of MONAI, with weights of local files."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from agent_trainer.craft.weight_files import read_tensors
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from cairn.errors import ConfigError
@@ -91,7 +90,7 @@ def load_pretrained(built: nn.Module, config: SegmentationConfig) -> None:
     """
     if config.weights is None:
         return
-    found = _read(config.weights)
+    found: Mapping[str, Tensor] = read_tensors(config.weights, "weights")
     expected = built.state_dict()
     encoder_only = config.network == "ahnet" and all(name in found for name in RESNET)
     if encoder_only:
@@ -112,29 +111,6 @@ def load_pretrained(built: nn.Module, config: SegmentationConfig) -> None:
             )
     if not taken:
         raise ConfigError(f"weights: {config.weights.name} has none of the weights of {architecture(config)}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(
-            f"weights: there is no file {path}; nothing is fetched at run time: put the weights there (.safetensors, "
-            "or a state dict as .pt or .pth), or leave the setting out to begin with random ones"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-            found: Mapping[str, object] = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is another thing
-        raise ConfigError(f"weights: {path.name} holds no weights that can be read ({type(error).__name__})") from error
-    for wrapper in ("model", "state_dict"):
-        inner = found.get(wrapper) if isinstance(found, Mapping) else None
-        found = inner if isinstance(inner, Mapping) else found
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"weights: {path.name} holds no weights by name; save a network's state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
 def _inflated(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

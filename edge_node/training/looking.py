@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cairn import enrolment
 from cairn.flower import missing_packages
 from edge_node.settings import PATHS, SiteSettings, Table, Training
 from edge_node.training.link import link_fault
 from edge_node.training.surroundings import not_installed
+
+KINDS: Final = {"scenes": "scenes", "labelled": "labelled images", "volumes": "volumes"}  # as people call them
 
 
 @dataclass
@@ -47,7 +50,7 @@ def check_training(settings: SiteSettings, superlink: str | None) -> TrainingRep
 
 def _sources(training: Training) -> str:
     """Count them: "1 source of scenes, 2 sources of labelled images"."""
-    counts = {"scenes": len(training.scenes), "labelled images": len(training.labelled)}
+    counts = {what: len(training.tables[kind]) for kind, what in KINDS.items()}
     return ", ".join(f"{n} source{'s' if n > 1 else ''} of {what}" for what, n in counts.items() if n)
 
 

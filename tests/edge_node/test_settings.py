@@ -150,14 +150,30 @@ backgrounds = "real"
     )
     both = load_settings(write(tmp_path, TRAINING + labelled + '[[training.scenes]]\nkind = "generated"\n')).training
     assert both is not None
-    assert both.tables == {"scenes": ({"kind": "generated"},), "labelled": alone.labelled}
+    assert both.tables == {"scenes": ({"kind": "generated"},), "labelled": alone.labelled, "volumes": ()}
+
+
+def test_volumes_alone_are_something_to_learn_from_and_their_paths_are_in_full(tmp_path):
+    volumes = """
+[[training.volumes]]
+kind = "files"
+images = "scans"
+labels = "/data/outlines"
+modality = "ct"
+classes = { spleen = 1 }
+"""
+    alone = load_settings(write(tmp_path, TRAINING + volumes)).training
+    assert alone is not None
+    (table,) = alone.tables["volumes"]
+    assert (table["images"], table["labels"]) == (str(tmp_path / "scans"), "/data/outlines")
+    assert table["classes"] == {"spleen": 1}
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (MINIMAL + '[training]\nscenes = [{ kind = "generated" }]\n', r"training\.runs is missing"),
-        (TRAINING, r"there is nothing to learn from; give a table \[\[training.scenes\]\] .* or \[\[training.lab"),
+        (TRAINING, r"there is nothing to learn from; give a table \[\[training.scenes\]\] .* or \[\[training.vol"),
         (TRAINING + "scenes = []\nlabelled = []\n", r"there is nothing to learn from"),
         (TRAINING + 'scenes = [{ kind = "labels" }]\n', r"training\.scenes\.0\.study is missing"),
         (TRAINING + 'scenes = [{ kind = "generated" }]\ndevise = "cpu"\n', r"did you mean training\.device"),

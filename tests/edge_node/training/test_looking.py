@@ -116,6 +116,16 @@ def test_labelled_images_are_counted_and_looked_for(folder):
     assert both.sentence == "runs sella-*; 1 source of scenes, 2 sources of labelled images; device auto"
 
 
+def test_volumes_are_counted_and_their_folders_looked_for(folder):
+    volumes = 'volumes = [{ kind = "files", images = "gone", labels = "smears" }, { kind = "generated" }]'
+    (folder / "smears").mkdir()
+    report = check_training(
+        write_settings(folder, TRAINING.replace('scenes = [{ kind = "generated" }]', volumes)), None
+    )
+    assert report.sentence == "runs sella-*; 2 sources of volumes; device auto"
+    assert [fault.split(": there")[0] for fault in report.faults] == ["training.volumes.0.images"]
+
+
 def test_a_site_enrolled_before_it_trained_is_told_that_its_key_follows(tmp_path, middle):
     (tmp_path / "images").mkdir()
     middle.enrol(tmp_path / "state" / "identity")
