@@ -1,6 +1,6 @@
 """Both parts of the hippocampus in MR: one site's own network, a centralised and a federated one, at equal updates.
 
-Each learner, be it a site's, makes the same number of updates, so that the machine's load does not matter. The sites are
+Each learner, be it a site's, makes the same number of updates, so that the load of a machine does not matter. Sites are
 objects of one process: Flower's transport is left out, which changes no number of the result. FedAvg by the number of
 volumes. 40 volumes, always the same, are for the test; each seed deals others of the remaining 70 to the sites.
 """
@@ -25,7 +25,7 @@ from agent_trainer.volumes.sources import Case, Volumes, find_cases
 Line = dict[str, Any]
 
 SITES, A_SITE, TEST = 3, 8, 40  # sites, volumes of each, volumes of the test
-SEEDS, UPDATES = 5, 400
+SEEDS, UPDATES = 5, 240
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dev" / "hippocampus"
 # What a CPU learns in half a minute; the paper's own numbers are SegmentationConfig's defaults.
 SMALL: dict[str, Any] = {
