@@ -89,8 +89,8 @@ class Walks:
             frames.append(self._crops.at(which, level, centre)[:, 0])
             direction = rng.integers(OTHERS, size=b)
             step = np.stack([np.where(direction < 2, 0, 1), np.where(direction < 2, 1, 0)], 1)
-            centre = centre + step * (np.where(direction % 2, 1, -1) * pixels)[:, None]
-            centre = np.clip(centre, 0, size - 1)
+            moved = centre + step * (np.where(direction % 2, 1, -1) * pixels)[:, None]
+            centre = np.asarray(np.clip(moved, 0, size - 1), np.int64)
         return np.stack(frames, 1)
 
 
