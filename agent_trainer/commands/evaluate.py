@@ -23,8 +23,18 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Of a classifier: TOML or JSON file with a list `labelled`, as in site.toml.")
     ] = None,
+    volumes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Of a segmentation: TOML or JSON file with a list `volumes`, as in site.toml, or a folder of volumes "
+            "without labels; repeat it."
+        ),
+    ] = None,
     profile: ProfileOption = Path("operator"),
     *,
+    out: Annotated[
+        Path, typer.Option(help="Of a segmentation: folder for labels (NIfTI), pictures and measures.")
+    ] = Path("segmented"),
     round_number: Annotated[int, typer.Option("--round", help="Which checkpoint; 0 the best.")] = 0,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Only the images that training sets aside for validation.")
@@ -59,7 +69,8 @@ def evaluate(
 
     A DQN as ISBI 2015 does: mean and median radial error, and how many lie within 2, 2.5, 3 and 4 mm. A classifier by
     accuracy, balanced accuracy, AUC, calibration, and sensitivity and specificity of each class; with the threshold of
-    an operating point for each, and the temperature that would calibrate it. Both are chosen on the images given.
+    an operating point for each, and the temperature that would calibrate it. Both are chosen on the images given. A
+    segmentation by Dice, 95 % Hausdorff distance and surface Dice of each class, on each volume's own grid.
 
     * `cairn evaluate sella --scenes test.toml --profile operator`
 
@@ -69,9 +80,21 @@ def evaluate(
 
     * `cairn evaluate chest --images test.toml --point sensitivity:0.95`
 
+    * `cairn evaluate spleen --volumes test.toml --volumes /data/new-scans --out segmented`
+
     * `cairn evaluate chest@12 --with chest@16 --with other.safetensors --images test.toml --vote majority`
     """
     trained = named(profile, model, round_number)
+    if trained.algorithm == "segmentation":
+        if not volumes:
+            raise ConfigError(
+                f"{model} is a model of segmentation; name a file with a list `volumes`, or a folder of volumes, with "
+                "--volumes"
+            )
+        from agent_trainer.commands import evaluate_volumes  # noqa: PLC0415 - each loads what it needs
+
+        evaluate_volumes.evaluate(model, trained, volumes, held_out=held_out, out=out, as_json=as_json)
+        return
     searches = trained.algorithm == "dqn"
     given = scenes if searches else images
     if given is None:

@@ -28,6 +28,12 @@ CLASSIFIED = {
     "numbers of images": "of each class went to the aggregator",
 }
 
+OUTLINED = {
+    "validations": "went to the aggregator as sums of each class's measures over a site's volumes, without noise",
+    "numbers of images": "with each class went to the aggregator",
+}
+COUNTS = {"dqn": COUNTED, "segmentation": OUTLINED}
+
 
 @app.callback(invoke_without_command=True)
 def export(
@@ -66,7 +72,7 @@ def export(
         licence=licence,
         sites=[_site(number, site, named=name_sites) for number, site in enumerate(last.sites, 1)],
         pooled=_measures(last.metrics),
-        privacy={**PRIVACY, **(COUNTED if trained.algorithm == "dqn" else CLASSIFIED)},
+        privacy={**PRIVACY, **COUNTS.get(trained.algorithm, CLASSIFIED)},
         points={name: asdict(point) for name, point in points_of(last.metrics).items()},
         calibration=_calibration(last.metrics),
     )
@@ -106,7 +112,7 @@ def _measures(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
                 pass
             case ["validation", name]:
                 found[""][name] = value
-            case ["validation", "sensitivity" | "specificity" as name, of]:
+            case ["validation", "sensitivity" | "specificity" | "dice" | "hd95_mm" | "surface_dice" as name, of]:
                 found[""][f"{name} of {of}"] = value
             case ["validation", task, name]:
                 found[task][name] = value

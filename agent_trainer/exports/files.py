@@ -101,6 +101,10 @@ def _own(name: str) -> ModuleType:
             from agent_trainer.exports import apga as own  # type: ignore[no-redef]  # noqa: PLC0415
         case "attention":
             from agent_trainer.exports import attention as own  # type: ignore[no-redef]  # noqa: PLC0415
+        case "segmentation":
+            from agent_trainer.exports import segmentation as own  # type: ignore[no-redef]  # noqa: PLC0415
         case other:
-            raise ConfigError(f"there is no algorithm {other}; there are dqn, apga and attention")
+            raise ConfigError(
+                f"a run of {other} cannot be exported; those of dqn, apga, attention and segmentation can"
+            )
     return own
