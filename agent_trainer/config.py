@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_trainer.craft.augmentation import TONES, Augmentation
+from agent_trainer.craft.transfer import Transfer
 from agent_trainer.settings import read_settings
 
 PADDING = 1  # pixels on each side of every convolution, as in rl-medical
@@ -37,6 +38,7 @@ class DqnConfig(BaseModel):
     hidden: tuple[int, ...] = (512, 256, 128)  # of the fully connected layers before the last; rl-medical
     leak: float = Field(0.01, ge=0, lt=1)  # slope of the leaky ReLU below 0; torch's own default
     duelling: bool = False  # Wang et al. 2016; not in the paper
+    transfer: Transfer = Transfer()  # of the convolutions, under new connected layers; docs/craft/transfer.md
 
     # learning
     gamma: float = Field(0.9, ge=0, lt=1)  # paper 1 §III

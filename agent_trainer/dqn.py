@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from agent_trainer.config import DqnConfig
+from agent_trainer.craft.transfer import Staged
 from agent_trainer.losses import double_q_target, proximal, q_learning_target, td_error, weighted_loss
-from agent_trainer.networks import QNetwork, architecture
+from agent_trainer.networks import QNetwork, architecture, last_layers
 from agent_trainer.targets import TargetCache
 from cairn.errors import Diverged, TrainingError
 from cairn.files import write_atomically
@@ -77,6 +78,7 @@ class Learner:
         self._target = QNetwork(config, actions, tasks, seed).to(self._device).requires_grad_(requires_grad=False)
         self._parameters = dict(self.online.named_parameters())
         self._adam = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate, fused=True)
+        self.staged = Staged(self.online, config.transfer, last_layers(config))
         self._anchor: dict[str, Tensor] = {}
         self._mu = 0.0
         self._targets = TargetCache(actions)
@@ -105,13 +107,14 @@ class Learner:
 
         Raises Diverged when the loss or the gradient is not finite; the weights are then as they were.
         """
+        self.staged.train(self.updates)
         task, a_tm1, weight = self._tensor(batch.task), self._tensor(batch.a_tm1), self._tensor(batch.weight)
         target = self._target_values(batch)
         error = td_error(self.online(self._tensor(batch.s_tm1), task), a_tm1, target)
         loss = weighted_loss(error, weight, self.config.huber_delta)
         if self._mu:
             loss = loss + proximal(self._parameters, self._anchor, self._mu)
-        gradients = torch.autograd.grad(loss, list(self._parameters.values()))
+        gradients = torch.autograd.grad(loss, self._training())
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         numbers = torch.stack([loss.detach(), norm]).cpu()
         loss_value, grad_norm = float(numbers[0]), float(numbers[1])
@@ -145,15 +148,17 @@ class Learner:
         return target.clone()  # outside inference_mode, so that autograd takes it
 
     def _step(self, gradients: tuple[Tensor, ...]) -> None:
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+        for parameter, gradient in zip(self._training(), gradients, strict=True):
             parameter.grad = gradient
-        for group in self._adam.param_groups:
-            group["lr"] = self.config.rate(self.updates)
+        self.staged.set_rate(self._adam, self.config.rate(self.updates), self.updates)
         self._adam.step()
         self._adam.zero_grad()
         self.updates += 1
         if self.updates % self.config.target_every == 0:
             self._copy_to_target()
+
+    def _training(self) -> list[Tensor]:
+        return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
 
     def _copy_to_target(self) -> None:
         self._target.load_state_dict(self.online.state_dict())
@@ -196,9 +201,12 @@ class Learner:
         tensors = {f"online.{name}": t for name, t in self.online.state_dict().items()}
         tensors |= {f"target.{name}": t for name, t in self._target.state_dict().items()}
         tensors |= {f"anchor.{name}": t for name, t in self._anchor.items()}
+        steps = {}  # of Adam; layers that do not train, or not from the start, have fewer
         for name, parameter in self._parameters.items():
-            tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS if self.updates}
-        state = {"architecture": self.architecture, "updates": self.updates, "mu": self._mu}
+            if parameter in self._adam.state:
+                tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS}
+                steps[name] = int(self._adam.state[parameter]["step"])
+        state = {"architecture": self.architecture, "updates": self.updates, "mu": self._mu, "steps": steps}
         with write_atomically(path) as file:
             file.write(save({name: t.contiguous() for name, t in tensors.items()}, {"learner": json.dumps(state)}))
 
@@ -224,9 +232,10 @@ class Learner:
         self._targets.forget()
         self._adam.state.clear()
         moments = {moment: _part(tensors, moment) for moment in MOMENTS}
-        for name, parameter in self._parameters.items() if self.updates else ():
+        for name in moments[MOMENTS[0]]:
+            parameter = self._parameters[name]
             as_parameter = {m: torch.empty_like(parameter).copy_(moments[m][name]) for m in MOMENTS}
-            step = torch.tensor(float(self.updates), dtype=torch.float32, device=parameter.device)
+            step = torch.tensor(float(state["steps"][name]), dtype=torch.float32, device=parameter.device)
             self._adam.state[parameter] = {"step": step, **as_parameter}
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:

@@ -10,10 +10,12 @@ import numpy as np
 
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.config import DqnConfig, read_config
+from agent_trainer.craft import transfer
 from agent_trainer.craft.augmentation import Augmentation, augment_pixels
 from agent_trainer.dqn import Batch, Learner
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
+from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
 from agent_trainer.saved_state import digest
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
@@ -102,7 +104,8 @@ class DqnPractice:
         stats = self.replay.stats()
         unique = {} if stats.unique_share is None else {"replay/unique_share": stats.unique_share}
         of_all = {"replay/effective": stats.effective, "replay/fill": stats.fill, "replay/bytes": float(stats.bytes)}
-        return {**unique, **of_all}
+        share = {"train/share": self.learner.staged.report.share} if self.config.transfer.still else {}
+        return {**unique, **of_all, **share}
 
     def train(self, updates: int) -> Iterator[Sums]:
         """Act and learn until so many updates are made; yields after every step of all agents.
@@ -165,8 +168,19 @@ class DqnPractice:
 
 
 def first_weights(config: DqnConfig, seed: int) -> Weights:
-    """Make the weights that a run begins with."""
-    return Learner(config, len(config.tasks), config.actions, seed=seed).weights()
+    """Make the weights that a run begins with, those of the convolutions from a file where the config names one.
+
+    Raises ConfigError.
+    """
+    learner = Learner(config, len(config.tasks), config.actions, seed=seed)
+    transfer.begin_with(learner.online, config.transfer, last_layers(config))
+    return learner.weights()
+
+
+def remarks(config: DqnConfig) -> tuple[str, ...]:
+    """Say what a run's log is to begin with: which layers train."""
+    network = QNetwork(config, config.actions, len(config.tasks))
+    return transfer.remarks(network, config.transfer, last_layers(config))
 
 
 def begin(config: DqnConfig, place: Place) -> DqnPractice:
@@ -175,4 +189,4 @@ def begin(config: DqnConfig, place: Place) -> DqnPractice:
     return DqnPractice(scenes, config, place.seed, place.device, place.folder)
 
 
-DQN: Final = Algorithm(read_config, first_weights, begin, merge_validation)
+DQN: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks)

@@ -66,6 +66,11 @@ class QNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
             layer.bias.uniform_(-bound, bound, generator=generator)
 
 
+def last_layers(config: DqnConfig) -> tuple[str, ...]:
+    """Name what stands behind the convolutions, which another task needs anew."""
+    return (*(["hidden"] if config.hidden else []), "last", *(["value"] if config.duelling else []))
+
+
 def architecture(config: DqnConfig, actions: int, tasks: int) -> str:
     """Describe in words all that decides which weights fit; two networks fit each other if these are equal."""
     convolutions = ", ".join(f"{o} of {k}" for o, k in zip(config.channels, config.kernels, strict=True))

@@ -165,6 +165,9 @@ def begun(spec: RunSpec, folder: Path, desk: Desk) -> Run:
     weights = chosen.first_weights(without_files(config), spec.seed)
     if spec.first_weights and not checkpoints.rounds():
         weights = read_given(desk.first_weights(), weights)
+    if not checkpoints.rounds():
+        for sentence in chosen.remarks(config):
+            desk.log(sentence)
     return Run(spec, config, weights, checkpoints, desk)
 
 
