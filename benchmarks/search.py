@@ -35,8 +35,8 @@ from cairn.errors import CairnError
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data" / "dev" / "hippocampus"
 CLASSES: Final = {"anterior": 1, "posterior": 2}
-LEARN: Final = 26  # volumes to learn from and to validate on; the hash of their names divides them
-TEST: Final = 40
+LEARN: Final = 20  # volumes to learn from and to validate on; the hash of their names divides them
+TEST: Final = 30
 UPDATES: Final = 60
 IN_FLIGHT: Final = 4
 METHODS: Final = ("printed", "reinforce", "ppo", "discrete", "continuous", "random", "tpe")
@@ -48,7 +48,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "depth": 3,
     "blocks": 0,
     "patch": [32, 32, 32],
-    "batch": 2,
+    "batch": 1,
     "foreground": 1.0,
     "validation_share": 0.35,
 }
