@@ -142,15 +142,20 @@ class Learner:
         config, network = self.config, self.staged.train(self.updates)
         classifier: apga.Network = network
         features: list[Tensor] = []
+        aligned: list[bool] = []
 
         def describe(images: Tensor) -> Tensor:
-            found, answers = described(network, images)
-            features.append(found)
-            return answers
+            """Answer; the first time, of a batch's originals, beside images of the other look: normalised together."""
+            if features or target is None:
+                return network(images)
+            found, answers = described(network, torch.cat([images, target]))
+            features.extend((found[: len(images)], found[len(images) :]))
+            return answers[: len(images)]
 
         def descend(loss: Tensor) -> None:
-            if target is not None and len(features) == 1:  # the first step of a batch is on its originals
-                loss = loss + config.domain.coral * coral_loss(features[0], described(network, target)[0])
+            if features and not aligned:
+                loss = loss + config.domain.coral * coral_loss(*features)
+                aligned.append(True)
             self._descend(loss, (CLASSIFIER,))
 
         if target is not None:
