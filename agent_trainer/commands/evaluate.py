@@ -95,6 +95,11 @@ def evaluate(
 
         evaluate_volumes.evaluate(model, trained, volumes, held_out=held_out, out=out, as_json=as_json)
         return
+    if trained.algorithm == "pretrain":
+        raise ConfigError(
+            f"{model} is an encoder that learned without labels and answers nothing; name it in `transfer.weights` of a "
+            "run that learns labels or landmarks, and measure that"
+        )
     searches = trained.algorithm == "dqn"
     given = scenes if searches else images
     if given is None:

@@ -32,7 +32,8 @@ OUTLINED = {
     "validations": "went to the aggregator as sums of each class's measures over a site's volumes, without noise",
     "numbers of images": "with each class went to the aggregator",
 }
-COUNTS = {"dqn": COUNTED, "segmentation": OUTLINED}
+UNLABELLED = {"validations": "went to the aggregator as a site's mean loss, without masking or noise"}
+COUNTS = {"dqn": COUNTED, "segmentation": OUTLINED, "pretrain": UNLABELLED}
 
 
 @app.callback(invoke_without_command=True)

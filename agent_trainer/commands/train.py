@@ -188,6 +188,45 @@ def segmentation(
     _ask(profile, run, watching=watching, as_json=as_json)
 
 
+@app.command()
+def pretrain(
+    profile: ProfileOption,
+    name: NameArgument = None,
+    *,
+    config: ConfigOption = None,
+    method: Annotated[
+        str | None, typer.Option(help="Task that images set by themselves: masked, jigsaw, rotation or autoencoder.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Network that learns: small, densenet121, densenet169 or dqn.")
+    ] = None,
+    rounds: RoundsOption = None,
+    min_sites: SitesOption = None,
+    strategy: StrategyOption = None,
+    deadline: DeadlineOption = None,
+    patience: PatienceOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    watching: WatchOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an encoder on the sites' images without labels, for runs with labels to begin with.
+
+    All settings and their defaults: docs/TRAINING.md; which task when: docs/craft/self-supervision.md.
+
+    * `cairn train pretrain chest --method masked --encoder densenet121 --rounds 50 --min-sites 3`
+
+    * `cairn train pretrain ceph-eyes --encoder dqn --set agent.tasks=["sella"] --rounds 20 --min-sites 2`
+
+    * `cairn export chest --out encoder …`, then `cairn train apga … --set transfer.weights=encoder/weights.safetensors`
+    """
+    values, own = _begin(config, settings)
+    own |= {key: value for key, value in (("method", method), ("encoder", encoder)) if value}
+    given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
+    run = _spec("pretrain", values, own, given, [word for word in (encoder, method) if word])
+    _ask(profile, run, watching=watching, as_json=as_json)
+
+
 def _begin(config: Path | None, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a run's file says of the run, and the algorithm's own settings with those of --set."""
     values = _read_file(config) if config else {}

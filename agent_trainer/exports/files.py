@@ -103,8 +103,9 @@ def _own(name: str) -> ModuleType:
             from agent_trainer.exports import attention as own  # type: ignore[no-redef]  # noqa: PLC0415
         case "segmentation":
             from agent_trainer.exports import segmentation as own  # type: ignore[no-redef]  # noqa: PLC0415
+        case "pretrain":
+            from agent_trainer.exports import pretrain as own  # type: ignore[no-redef]  # noqa: PLC0415
         case other:
-            raise ConfigError(
-                f"a run of {other} cannot be exported; those of dqn, apga, attention and segmentation can"
-            )
+            known = "dqn, apga, attention, segmentation and pretrain"
+            raise ConfigError(f"a run of {other} cannot be exported; those of {known} can")
     return own

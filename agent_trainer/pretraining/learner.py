@@ -47,7 +47,7 @@ class Learner:
         self._run = saved_state.digest(seed, config)
         self.network = build(config, seed).to(self._device)
         scale = ((0.0,), (1.0,)) if config.encoder == "dqn" else config.classifier().scale
-        self._mean, self._std = (torch.tensor(part, device=self._device)[:, None, None] for part in scale)
+        self.scale = [torch.tensor(part, device=self._device)[:, None, None] for part in scale]  # mean, deviation
         self._orders = orders(config.grid**2, config.permutations) if config.method == "jigsaw" else None
         self._parameters = list(self.network.parameters())
         self._adam = torch.optim.Adam(self._parameters, lr=config.learning_rate, fused=True)
@@ -66,7 +66,7 @@ class Learner:
     def scaled(self, pixels: Pixels) -> Tensor:
         """Return x of uint8[b, channels, h, w] as the encoder will see it later."""
         x = torch.from_numpy(pixels).to(self._device).to(torch.float32, memory_format=torch.channels_last)
-        return x.div_(255).sub_(self._mean).div_(self._std)
+        return x.div_(255).sub_(self.scale[0]).div_(self.scale[1])
 
     def posed(self, pixels: Pixels, rng: np.random.Generator) -> Posed:
         """Set a batch its task."""
