@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from agent_trainer.algorithms import Weights, algorithm
@@ -44,6 +45,7 @@ from cairn.errors import Diverged, TrainingError
 from cairn.figures import VALIDATION, told
 
 ASK_S: Final = 10.0  # between two questions which sites are registered
+GONE: Final = "its SuperNode went away in mid-job"
 VALIDATIONS_SHARE: Final = 0.2  # of the deadline of a job at several sites
 Figures = dict[str, float]
 
@@ -228,7 +230,7 @@ class Errands:
         for node_id in errand.waiting.values():
             now = self._online.get(node_id)
             if now is None or now.last_activated_at != errand.nodes[node_id]:
-                errand.faults[node_id] = _Fault("way", "its SuperNode went away in mid-job")
+                errand.faults[node_id] = _Fault("way", GONE)
             elif late:
                 sentence = f"it did not answer within the job's deadline of {self._deadline_s:.0f} s"
                 errand.faults[node_id] = _Fault("way", sentence, "late")
@@ -307,6 +309,8 @@ def _of(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
 def _fault_of(reply: Message) -> _Fault:
     """Say what an error in an answer's place lies at: sites begin its sentence with the class of their exception."""
     reason = (reply.error.reason or f"Flower's error {reply.error.code}")[:300]
+    if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+        return _Fault("way", GONE)
     if reply.error.code in LOST:
         return _Fault("way", f"its trainer ended in mid-job ({reason})")
     kinds: dict[str, Blame] = {"Diverged": "strategy", "PolicyError": "policy"}

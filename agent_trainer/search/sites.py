@@ -10,6 +10,7 @@ from agent_trainer.search.jobs import Answer, Job
 from cairn.errors import CairnError, TooFewSites, Unreachable
 
 FAULTS: Final = 3  # jobs in a row that fail at a site through the site itself, after which it gets no more
+REST_S: Final = 30.0  # for which a site gets nothing when a job was lost on its way there: half a deadline at most
 POLL_S: Final = (0.05, 0.5)  # between two looks for answers: at first, and in a long job
 Blame: TypeAlias = Literal["", "strategy", "site", "way", "policy"]
 
@@ -76,24 +77,24 @@ class Errands(Protocol):
 class Sites:
     """A runner whose workers are sites; see `jobs.Runner`. A job waits until enough of them are free.
 
-    per_job   sites of a job
-    patience  seconds that the search waits while too few sites are there for any job
-    stopped   tells whether a person has asked the search to stop: what sites work on is waited for, nothing begins
-    log       told what people should know of sites
-    told      what became of each job at its last sites
+    per_job     sites of a job
+    deadline_s  of a job; also how long the search waits while too few sites are there for any
+    stopped     tells whether a person has asked the search to stop: what sites work on is waited for, nothing begins
+    log         told what people should know of sites
+    told        what became of each job at its last sites
     """
 
     def __init__(
         self,
         errands: Errands,
         per_job: int,
-        patience_s: float,
+        deadline_s: float,
         stopped: Callable[[], bool],
         log: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._errands, self._per_job, self._patience_s = errands, per_job, patience_s
+        self._errands, self._per_job, self._deadline_s = errands, per_job, deadline_s
         self._stopped, self._log, self._now, self._sleep = stopped, log, now, sleep
         self._queue: list[Job] = []
         self._at: dict[int, tuple[Job, tuple[str, ...]]] = {}
@@ -102,6 +103,7 @@ class Sites:
         self._given: Counter[str] = Counter()  # jobs of each site: the one with the fewest is next
         self._faults: Counter[str] = Counter()  # in a row
         self._out: dict[str, str] = {}  # sites that get no more jobs, and why
+        self._resting: dict[str, float] = {}  # sites, and until when
         self._slots = 0
         self._hopeful = now()  # when there was work last
         self.told: dict[int, tuple[Part, ...]] = {}
@@ -147,7 +149,8 @@ class Sites:
         return self._slots > before
 
     def _usable(self) -> list[str]:
-        return [site for site in self._errands.here() if site not in self._out]
+        now = self._now()
+        return [site for site in self._errands.here() if site not in self._out and self._resting.get(site, now) <= now]
 
     def _give(self) -> None:
         """Give jobs to free sites, in their order."""
@@ -184,6 +187,8 @@ class Sites:
                 continue
             if ended.blame in ("site", "way"):
                 self._tried.setdefault(number, set()).add(site)
+            if ended.blame == "way":
+                self._resting[site] = self._now() + min(REST_S, self._deadline_s / 2)
             if ended.blame == "site":
                 self._faults[site] += 1
             if ended.blame == "policy" or self._faults[site] >= FAULTS:
@@ -208,9 +213,9 @@ class Sites:
                 f"a job needs {self._per_job} sites, and {len(set(known) - set(self._out))} of {len(known)} can still "
                 f"do one ({reasons or 'no more are enrolled'}); resume the search when that has changed"
             )
-        if self._now() - self._hopeful >= self._patience_s:
+        if self._now() - self._hopeful >= self._deadline_s:
             here = len(self._usable())
             raise TooFewSites(
-                f"a job needs {self._per_job} sites, and for {self._patience_s:.0f} s {here} could do one"
+                f"a job needs {self._per_job} sites, and for {self._deadline_s:.0f} s {here} could do one"
                 f"{f' ({reasons})' if reasons else ''}; resume the search when they are back"
             )

@@ -43,7 +43,7 @@ class RunPages:
             if run is None:
                 raise HTTPException(404, f"There is no run {name[:80]}.")
             rounds = runs.rounds(session, name)
-            sites = runs.sites(session, name, run.goal)
+            sites = runs.sites(session, name, run.goal, search=bool(run.search))
             answer = self._page(
                 request,
                 "run.html",

@@ -60,6 +60,12 @@ class RunView:
         """Its own page."""
         return f"/runs/{self.name}"
 
+    @property
+    def search(self) -> str:
+        """The method of a search, whose rounds are jobs at some of the sites; "" of a run of rounds."""
+        search = self.spec.get("search")
+        return str(search.get("method", "a method of another version")) if search else ""
+
 
 @dataclass(frozen=True)
 class SiteView:
@@ -136,8 +142,11 @@ def version(shown: Sequence[RunRound]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def sites(session: Session, name: str, goal: Goal) -> list[SiteView]:
-    """Read how a run's sites do, by name."""
+def sites(session: Session, name: str, goal: Goal, *, search: bool = False) -> list[SiteView]:
+    """Read how a run's sites do, by name.
+
+    search  whether not every site has a part in every round, as in a search's jobs
+    """
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     exchanged: dict[str, int] = {}
     trained: dict[str, int] = {}
@@ -154,7 +163,7 @@ def sites(session: Session, name: str, goal: Goal) -> list[SiteView]:
         SiteView(
             name=site,
             colour=colours[site],
-            state=(now := rows.get(last, {})).get("state", "absent"),
+            state=(now := rows.get(max(rows) if search else last, {})).get("state", "absent"),
             reason=now.get("reason", ""),
             trained=trained[site],
             strip=tuple((number, rows[number]["state"] if number in rows else "") for number in numbers),
