@@ -97,8 +97,8 @@ def evaluate(
         return
     if trained.algorithm == "pretrain":
         raise ConfigError(
-            f"{model} is an encoder that learned without labels and answers nothing; name it in `transfer.weights` of a "
-            "run that learns labels or landmarks, and measure that"
+            f"{model} is an encoder that learned without labels and answers nothing; name it in `transfer.weights` of "
+            "a run that learns labels or landmarks, and measure that"
         )
     searches = trained.algorithm == "dqn"
     given = scenes if searches else images
