@@ -68,8 +68,8 @@ def about(config: SegmentationConfig) -> About:
             f"**Input**: `window` float32[batch, 1, {sides}], cut from a volume whose axes point to the right, to the "
             f"front and up (RAS), resampled to {spacing} mm; {values}, and what lies beyond is cut",
             f"**Output**: `probabilities` float32[batch, {len(config.classes) + 1}, {sides}], sums 1",
-            f"**A whole volume**: move the window over it, each place overlapping the next by {config.overlap:.0%} of a "
-            "side, and take the mean where several see a voxel; fill a smaller one up with 0",
+            f"**A whole volume**: move the window over it, each place overlapping the next by {config.overlap:.0%} of "
+            "a side, and take the mean where several see a voxel; fill a smaller one up with 0",
         ),
         "",
         config.model_dump_json(indent=2),

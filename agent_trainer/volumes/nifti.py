@@ -14,13 +14,16 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from agent_trainer.volumes.grids import Affine, Spacing, Values
 from agent_trainer.volumes.settings import LEAST_MM, MOST_MM
 from cairn.errors import ImageError
 
 SUFFIXES: Final = (".nii.gz", ".nii")
-UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, struct.error, ImageFileError, HeaderDataError)
+UNREADABLE: Final = (
+    OSError, EOFError, ValueError, zlib.error, struct.error, ImageFileError, HeaderDataError, WrapStructError,
+)  # fmt: skip
 HEADERS: Final = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by the header's own size, its first field
 MILLIMETRES: Final = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 AGREE: Final = 0.01  # of two spacings that a file gives, relative; and of the cosine between two axes
