@@ -103,6 +103,30 @@ def test_a_classifiers_run_shows_its_goal_its_measures_and_its_classes(
     assert [trace["name"] for trace in found["sensitivity"]["data"]] == ["ill", "well"]
 
 
+def test_a_search_shows_the_reward_over_jobs_and_each_site_as_its_last_job_left_it(
+    filled: Any, samples: Any, operator: httpx.Client
+) -> None:
+    with writing(filled.engine) as session:
+        run = samples.add_run(session, "rates", "running", 0)
+        searched = {"method": "ppo", "space": {"parameters": {"learning_rate": {"min": 1e-4, "max": 0.01}}}}
+        run.spec = {**run.spec, "algorithm": "apga", "rounds": 40, "min_sites": 1, "search": searched}
+        run.round = 3
+        for number, (name, value) in enumerate((("leiden-lumc", 0.5), ("trondheim", 0.75), ("trondheim", 0.625)), 1):
+            metrics = {"validation/balanced_accuracy": value}
+            site = {"site": name, "state": "trained", "reason": "", "metrics": metrics, "bytes": 1}
+            told = {**metrics, "job": 3.0 - number, "strategy/learning_rate": 0.001}
+            row = RunRound(run="rates", round=number, ended_at=filled.clock(), seconds=3, metrics=told, sites=[site])
+            session.add(row)
+    assert "job 3 of 40" in operator.get("/runs").text
+    page = operator.get("/runs/rates").text
+    for said in ("search by ppo", "1 site a job", "Last job", "method: ppo"):
+        assert said in page
+    assert "absent" not in page, "a site without a part in the last job"
+    goal = {trace["name"]: trace for trace in figures(operator, "rates")["goal"]["data"]}
+    assert goal["all sites"]["y"] == [0.5, 0.75, 0.625]
+    assert goal["leiden-lumc"]["x"] == [1]
+
+
 def test_a_run_without_rounds_has_no_curves_and_says_that_it_waits(operator: httpx.Client) -> None:
     assert figures(operator, "next-run") == {}
     page = operator.get("/runs/next-run").text

@@ -4,6 +4,7 @@ import json
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -293,6 +294,35 @@ def test_a_best_round_that_is_gone_or_a_state_that_is_damaged_gives_the_last(par
     assert parties.researcher.weights() == last
     (parties.checkpoints / "sella" / "round-000007" / "state.json").write_text("[")
     assert parties.researcher.weights() == last
+
+
+def test_a_search_comes_out_of_the_queue_as_it_went_in_and_its_journal_is_fetched(parties: Parties) -> None:
+    search = {"method": "ppo", "space": {"parameters": {"learning_rate": {"min": 1e-4, "max": 0.01}}}}
+    parties.researcher.create(search_json=json.dumps(search), min_sites=1)
+    assert json.loads(parties.trainer.claim().spec.search_json) == search
+    with pytest.raises(StudyError, match="sella has no journal of a search; that of a search is there from its first"):
+        parties.researcher.journal()
+    (parties.checkpoints / "sella").mkdir(parents=True)
+    lines = b'{"format": 2}\n' * 200_000
+    (parties.checkpoints / "sella" / "search.jsonl").write_bytes(lines)
+    assert parties.researcher.journal() == lines
+    with pytest.raises(StudyError, match="there is no run"):
+        parties.researcher.journal("../runs/sella")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"search_json": "["}, "no JSON object"),
+        ({"search_json": "[1]"}, "search: Input should be a valid dictionary"),
+        ({"search_json": '{"rate": NaN}'}, "a number in them is not finite"),
+        ({"search_json": "{}", "strategy": "fedadam"}, "leave strategy and patience out"),
+        ({"search_json": "{}", "patience": 3}, "leave strategy and patience out"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_refused(parties: Parties, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TrainingError, match=sentence):
+        parties.researcher.create(**changes)
 
 
 def test_a_name_that_leads_out_of_the_folder_is_no_run(parties: Parties) -> None:
