@@ -91,7 +91,7 @@ def _draw_method(axes: Axes, name: str, lines: Sequence[Floats], colour: str) ->
     known = np.isfinite(whole).all(0)  # a mean of some searches only would jump where the others begin
     jobs = np.arange(1, size + 1)[known]
     middle = whole[:, known].mean(0)
-    axes.step(jobs, middle, where="post", color=colour, linewidth=1.8, label=name)
+    axes.step(jobs, middle, "o-", where="post", color=colour, linewidth=1.8, markersize=3, label=name)
     if len(whole) > 1:
         spread = whole[:, known].std(0, ddof=1)
         axes.fill_between(jobs, middle - spread, middle + spread, step="post", color=colour, alpha=0.12, linewidth=0)
