@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_networks import Networks
@@ -19,6 +20,8 @@ from agent_trainer.estimators import (
     with_replacement,
     without_replacement_weights,
 )
+
+PLACES = 1 << 20  # cells of maps that the conditional policy scores at once
 
 
 @dataclass(frozen=True)
@@ -94,38 +97,78 @@ def _one_after_another(
     """Draw by q(p_k | p_1 … p_{k-1}, image). The mixture itself is the policy: a = q."""
     config, policy, n = networks.config, networks.policy, len(views)
     assert policy is not None
-    base, features = logits.repeat_interleave(replicas, 0), features.repeat_interleave(replicas, 0)
-    if densities is not None:
-        densities = densities.repeat_interleave(replicas, 0)
     start, blend = _roles(densities, config)
+    at_once = max(1, PLACES // (replicas * logits.shape[1]))
+    groups = [slice(first, first + at_once) for first in range(0, n, at_once)]
     state: Tensor | None = None
-    added: Tensor | float = 0.0
-    drawn, log_a, entropies, patches = [], [], [], []
-    maps = None
+    drawn: list[Tensor] = []
+    log_a, entropies, patches, maps = [], [], [], []
     for step in range(config.patches):
-        log_pi = with_prior(base + added, start)
-        if blend is not None or config.explore:
-            log_pi = mixed(log_pi.exp(), blend, config.prior_share, config.explore).log()
-        maps = log_pi.detach().exp()[::replicas] if maps is None else maps
-        cells = with_replacement(log_pi.detach().exp(), 1, generator)
-        drawn.append(cells)
-        log_a.append(log_pi.gather(1, cells))
-        entropies.append(negative_entropy(log_pi, start))
-        patches.append(cut(views, cells.view(n, replicas, 1), config.patch).to(generator.device))
+        of_groups = []
+        for some in groups:
+            scores = _Scores(networks, generator, *(None if one is None else one[some] for one in (start, blend)))
+            seen = None if state is None else state.view(n, replicas, -1)[some].flatten(0, 1)
+            before = drawn[-1][some] if drawn else torch.empty(len(views[some]), replicas, device=logits.device)
+            given = (logits[some], features[some], before, seen)
+            # What a map of each step holds would not fit into memory: it is made again for its gradient.
+            of_groups.append(checkpoint(scores, *given, use_reentrant=False, preserve_rng_state=False))
+            if step == 0:
+                maps.append(scores.first)
+        cells, scored, spread = (list(parts) for parts in zip(*of_groups, strict=True))
+        drawn.append(torch.cat(cells))
+        log_a.append(torch.cat(scored))
+        entropies.append(torch.stack(spread).sum() / n)
+        patches.append(cut(views, drawn[-1][..., None], config.patch).to(generator.device))
         if step + 1 < config.patches:
-            more, state = policy.step(features, cells[:, 0], _glance(networks, patches[-1]), state)
-            added = more / config.temperature
-    assert maps is not None
-    shape = (n, replicas, config.patches)
-    together = torch.cat(log_a, 1).view(shape)
+            state = policy.step(features, drawn[-1], _glance(networks, patches[-1]), state)
+    together = torch.stack(log_a, 2)
     return Draws(
-        maps,
-        torch.cat(drawn, 1).view(shape),
+        torch.cat(maps),
+        torch.stack(drawn, 2),
         together,
         together.detach().exp(),
         torch.stack(entropies).mean(),
         torch.stack(patches, 1).flatten(0, 1),
     )
+
+
+class _Scores:
+    """Draws one cell of each set by log π, the first time that it is called; again it scores the same cells.
+
+    start, blend  see `_roles`, float[n, h·w]
+    first         float[n, h·w], π of each image's first draw
+    """
+
+    def __init__(
+        self, networks: Networks, generator: torch.Generator, start: Tensor | None, blend: Tensor | None
+    ) -> None:
+        self._networks, self._generator, self._cells = networks, generator, torch.empty(0)
+        self._start, self._blend = (None if one is None else one[:, None] for one in (start, blend))
+        self.first = torch.empty(0)
+
+    def __call__(
+        self, logits: Tensor, features: Tensor, before: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cells int64[n, R], log π of them float[n, R], and Σ_n Σ π·log π, a mean over R.
+
+        logits    float[n, h·w]; features float[n, filters, h, w]
+        before    int64[n, R], the cells drawn before; of the first only its shape counts
+        state     of the policy after them, float[n·R, hidden]; None at the first
+        """
+        config, policy = self._networks.config, self._networks.policy
+        assert policy is not None
+        base = logits[:, None].expand(-1, before.shape[1], -1)
+        if state is not None:
+            base = base + policy.added(features, before, state) / config.temperature
+        log_pi = with_prior(base, self._start)
+        if self._blend is not None or config.explore:
+            log_pi = mixed(log_pi.exp(), self._blend, config.prior_share, config.explore).log()
+        if not self._cells.numel():
+            pi = log_pi.detach().exp()
+            self.first = pi[:, 0].clone() if state is None else self.first
+            self._cells = with_replacement(pi.flatten(0, 1), 1, self._generator).view(before.shape)
+        spread = negative_entropy(log_pi, self._start) * len(logits)
+        return self._cells, log_pi.gather(2, self._cells[..., None])[..., 0], spread
 
 
 def highest(networks: Networks, view: View) -> Draws:

@@ -101,26 +101,36 @@ class ConditionalPolicy(nn.Module):  # type: ignore[misc] # torch is not followe
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def step(self, features: Tensor, drawn: Tensor, votes: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what is added to the logits, float[n, h·w], and the new state, float[n, hidden].
+    def step(self, features: Tensor, drawn: Tensor, votes: Tensor, state: Tensor | None) -> Tensor:
+        """Return the new state, float[n·R, hidden], of R sets of patches of each of n images.
 
         features  float[n, filters, h, w]
-        drawn     int64[n], the cell drawn last
-        votes     float[n, K], the classifier's of the patch there
-        state     float[n, hidden]; None at the first step
+        drawn     int64[n, R], the cells drawn last
+        votes     float[n·R, K], the classifier's of the patches there
+        state     float[n·R, hidden]; None at the first step
         """
         n, filters, height, width = features.shape
-        there = features.flatten(2).gather(2, drawn[:, None, None].expand(n, filters, 1))[..., 0]
-        y, x = drawn // width, drawn % width
-        place = torch.stack([y / height, x / width], 1).to(features.dtype)
-        state = self.cell(torch.cat([there, votes, place], 1), state)
-        rows = torch.arange(height, device=features.device)[None, :, None] - y[:, None, None]
-        columns = torch.arange(width, device=features.device)[None, None, :] - x[:, None, None]
-        apart = (rows.square() + columns.square()).to(features.dtype)
-        near = torch.stack([torch.exp(-apart / (2 * reach**2)) for reach in REACH], 1)
-        added = (self.like(state)[:, :, None, None] * features).sum(1)
-        added = added + (self.near(state)[:, :, None, None] * near).sum(1)
-        return added.flatten(1), state
+        there = features.flatten(2).gather(2, drawn[:, None].expand(n, filters, -1)).transpose(1, 2).flatten(0, 1)
+        place = torch.stack([drawn // width / height, drawn % width / width], 2).flatten(0, 1).to(features.dtype)
+        made: Tensor = self.cell(torch.cat([there, votes, place], 1), state)
+        return made
+
+    def added(self, features: Tensor, drawn: Tensor, state: Tensor) -> Tensor:
+        """Return what is added to the logits, float[n, R, h·w]; as `step`, with the state that it has made.
+
+        exp(-|p - q|² / 2ρ²) is a product over rows and columns, so that nothing larger than the sum itself is made.
+        """
+        n, _, height, width = features.shape
+        like, near = (layer(state).view(n, drawn.shape[1], -1) for layer in (self.like, self.near))
+        reach = torch.tensor(REACH, device=features.device)[:, None]
+
+        def falling(length: int, middles: Tensor) -> Tensor:
+            apart = torch.arange(length, device=features.device) - middles[..., None, None]
+            return torch.exp(-apart.square() / (2 * reach.square()))  # float[n, R, len(REACH), length]
+
+        rows, columns = falling(height, drawn // width), falling(width, drawn % width)
+        around: Tensor = (near[..., None] * rows).transpose(2, 3) @ columns
+        return torch.baddbmm(around.flatten(2), like, features.flatten(2))
 
 
 class Networks(nn.Module):  # type: ignore[misc] # torch is not followed

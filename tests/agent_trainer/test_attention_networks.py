@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agent_trainer.attention_config import AttentionConfig, read_attention_config
-from agent_trainer.attention_networks import AttentionNetwork, ConditionalPolicy, FeatureNetwork, Networks
+from agent_trainer.attention_networks import REACH, AttentionNetwork, ConditionalPolicy, FeatureNetwork, Networks
 from cairn.errors import ConfigError, Diverged, TrainingError
 
 PAPER = AttentionConfig(classes=("cll", "fl", "mcl"))
@@ -92,19 +92,43 @@ def test_a_name_that_is_no_classifier_of_monai_is_refused(name):
 
 def test_the_conditional_policy_begins_as_the_map_itself():
     features = torch.rand(2, 8, 5, 6)
-    added, state = ConditionalPolicy(CONDITIONAL).step(features, torch.tensor([3, 29]), torch.rand(2, 3), None)
-    assert added.shape == (2, 30)
+    policy, drawn = ConditionalPolicy(CONDITIONAL), torch.tensor([[3, 7, 8], [29, 0, 1]])
+    state = policy.step(features, drawn, torch.rand(6, 3), None)
+    assert state.shape == (6, CONDITIONAL.hidden)
+    added = policy.added(features, drawn, state)
+    assert added.shape == (2, 3, 30)
     assert not added.any()
-    assert state.shape == (2, CONDITIONAL.hidden)
 
 
 def test_the_conditional_policy_can_turn_to_the_neighbourhood_of_the_last_patch():
     policy = ConditionalPolicy(CONDITIONAL)
     with torch.no_grad():
         policy.near.bias[1] = 3.0
-    added, _ = policy.step(torch.rand(1, 8, 5, 6), torch.tensor([14]), torch.rand(1, 3), None)
+    features, drawn = torch.rand(1, 8, 5, 6), torch.tensor([[14]])
+    added = policy.added(features, drawn, policy.step(features, drawn, torch.rand(1, 3), None))[0, 0]
     assert int(added.argmax()) == 14
-    assert added[0, 15] > added[0, 17] > added[0, 29] > 0  # (2, 3), (2, 5) and (4, 5), from (2, 2)
+    assert added[15] > added[17] > added[29] > 0  # (2, 3), (2, 5) and (4, 5), from (2, 2)
+
+
+def test_what_the_conditional_policy_adds_is_its_equation():
+    policy = ConditionalPolicy(CONDITIONAL)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(4))
+    features, drawn, votes = torch.rand(2, 8, 5, 6), torch.tensor([[3, 7, 8], [29, 0, 1]]), torch.rand(6, 3)
+    state = policy.step(features, drawn, votes, None)
+    added = policy.added(features, drawn, state)
+    y, x = torch.arange(30) // 6, torch.arange(30) % 6
+    for image, of_image in enumerate(drawn.tolist()):
+        phi = features[image].flatten(1)
+        for place, cell in enumerate(of_image):
+            row = 3 * image + place
+            seen = torch.cat([phi[:, cell], votes[row], torch.tensor([cell // 6 / 5, cell % 6 / 6])])
+            torch.testing.assert_close(state[row], policy.cell(seen[None])[0])
+            u, c = policy.like(state[row]), policy.near(state[row])
+            apart = (y - cell // 6).square() + (x - cell % 6).square()
+            near = sum(c[j] * torch.exp(-apart / (2 * reach**2)) for j, reach in enumerate(REACH))
+            torch.testing.assert_close(added[image, place], u @ phi + near, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
