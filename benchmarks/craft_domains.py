@@ -37,7 +37,7 @@ Line = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
 Examples = tuple[Example, ...]
 
-SIDE, UPDATES, ROUND = 48, 150, 25
+SIDE, UPDATES, ROUND = 32, 90, 15
 FEW: Final = 25  # labelled images a class that the third site has
 CORAL: Final = 10.0  # weight of its loss
 FINE: Final = 50  # updates of fine-tuning
@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "side": SIDE,
     "channels": 1,
     "classifier": "small",
+    "small_channels": (8, 16, 32),
     "learning_rate": 1e-3,
     "pretrain_updates": 0,
     "round_updates": ROUND,
@@ -217,7 +218,8 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     shown = {look: scanned(pixels, look, rng) for look in LOOKS}
     reference = reference_of(level_counts(np.stack([shown[look][None] for look in ("A", "B")])))
     figure = Figure((11, 5.4), 130, layout="constrained", facecolor="white")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1, 1.15]))
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    left, right = parts
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("as it is", {}),
         ("standardise", {"look": "standardise"}),
