@@ -85,6 +85,11 @@ class Researcher(Party):
             request = training_pb2.FetchCheckpointRequest(name=name, round=number)
             return b"".join(part.data for part in runs.FetchCheckpoint(request, timeout=10))
 
+    def journal(self, name: str = "sella") -> bytes:
+        with self.stub(training_pb2_grpc.RunsStub) as runs:
+            request = training_pb2.FetchJournalRequest(name=name)
+            return b"".join(part.data for part in runs.FetchJournal(request, timeout=10))
+
 
 class Trainer(Party):
     """What the trainer's process asks of the aggregator."""

@@ -316,8 +316,8 @@ def test_a_search_comes_out_of_the_queue_as_it_went_in_and_its_journal_is_fetche
         ({"search_json": "["}, "no JSON object"),
         ({"search_json": "[1]"}, "search: Input should be a valid dictionary"),
         ({"search_json": '{"rate": NaN}'}, "a number in them is not finite"),
-        ({"search_json": "{}", "strategy": "fedadam"}, "leave strategy and patience out"),
-        ({"search_json": "{}", "patience": 3}, "leave strategy and patience out"),
+        ({"search_json": "{}", "strategy": "fedadam"}, "leave both out"),
+        ({"search_json": "{}", "patience": 3}, "leave both out"),
     ],
 )
 def test_a_search_that_cannot_be_meant_is_refused(parties: Parties, changes: dict[str, Any], sentence: str) -> None:
