@@ -50,6 +50,7 @@ class SegmentationConfig(BaseModel):
     # federation and data
     round_updates: int = Field(100, ge=1)  # batches of each site in a round; the paper trains at one place
     validation_share: float = Field(0.2, ge=0, lt=1)  # of a site's patients; paper 2 §4: about a fifth of its volumes
+    keep_local: tuple[str, ...] = ()  # weights that stay at a site; docs/craft/domains.md
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.craft.augmentation import augment
+from agent_trainer.craft.domains import keep_own, local_names
 from agent_trainer.saved_state import fitting
 from agent_trainer.segmentation.config import SegmentationConfig, read_config
 from agent_trainer.segmentation.learner import Learner, Step, first_weights
@@ -84,6 +85,7 @@ class SegmentationPractice:
         self._rng = np.random.default_rng(seed)
         self._queue: deque[int] = deque()  # places of the volumes that come next
         self.learner = Learner(config, seed=seed, device=device)
+        self._local = local_names(self.learner.network, config.keep_local)
         if self.learner.remark:
             self._problems.append(self.learner.remark)
         self._restore()
@@ -117,7 +119,9 @@ class SegmentationPractice:
         return self.learner.weights()
 
     def load(self, weights: Weights, proximal_mu: float = 0.0) -> None:
-        """Take a round's weights; see `Learner.load`."""
+        """Take a round's weights but those that stay here; see `Learner.load`."""
+        if self._local and self.learner.updates:  # before there are none of its own
+            weights = keep_own(weights, self.learner.weights(), self._local)
         self.learner.load(weights, proximal_mu)
 
     def train(self, updates: int) -> Iterator[Sums]:

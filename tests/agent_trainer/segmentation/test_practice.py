@@ -154,6 +154,16 @@ def test_the_proximal_term_holds_weights_to_the_rounds(tmp_path: Path) -> None:
     assert far[1] < 0.5 * far[0]
 
 
+def test_normalisations_stay_at_a_site_when_the_run_says_so(tmp_path: Path) -> None:
+    practice = begun(tmp_path, norm="batch", keep_local=("norm",))
+    federation = {name: array + 1 for name, array in practice.weights().items()}
+    train(practice, 1)
+    own = practice.weights()
+    practice.load(federation)
+    same = {name for name, array in practice.weights().items() if (array == own[name]).all()}
+    assert same == {name for name in own if ".adn.N." in name}
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     practice, other = begun(tmp_path / "a"), begun(tmp_path / "b", width=8)
     with pytest.raises(TrainingError, match="the weights are not of these networks"):
