@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -136,6 +137,10 @@ def serve(train: Train, heard: IO[bytes] | None = None) -> None:
         answer = {"reward": reward, "figures": dict(figures)}
     except CairnError as error:
         answer = {"failed": str(error)}
+    except Exception:  # noqa: BLE001 - a fault of ours, or of the machine: told in the log, and no answer is given
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # as below
     with answers:
         answers.write(json.dumps(answer) + "\n")
     sys.stdout.flush()

@@ -110,7 +110,9 @@ def test_a_search_is_drawn_and_compared(searched, command) -> None:
     said = command("search", "compare", journal, "--out", methods, "--json").json
     assert (said["methods"][0]["method"], said["methods"][0]["jobs"]) == ("random", [2, 2])
     assert said["pictures"] == [str(methods)]
-    assert all(Image.open(path).width > 800 for path in (out, methods))
+    for path in (out, methods):
+        with Image.open(path) as drawn:
+            assert drawn.width > 800
 
 
 @pytest.mark.slow

@@ -145,6 +145,20 @@ def test_a_worker_that_serves_a_function_answers_what_it_returns_or_raises(tmp_p
     assert "chatter" in (tmp_path / "logs/job-0.log").read_text()
 
 
+def test_a_worker_with_a_fault_of_its_own_gives_no_answer_and_tells_its_log(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(SERVED.replace('TrainingError("there are no images")', 'ValueError("oh no")'))
+    asked = spec(jobs=2, attempts=1)
+    with (
+        Journal(tmp_path / "journal", asked) as journal,
+        Workers([sys.executable, str(tmp_path / "served.py")], tmp_path / "logs") as workers,
+    ):
+        list(Search(asked, proposer(asked), journal, workers).run())
+    record = read_journal(tmp_path / "journal")[1][1]
+    assert (record.state, "ended with code 1 and no answer" in (record.why or "")) == ("lost", True)
+    log = (tmp_path / "logs/job-1.log").read_text()
+    assert log.rstrip().endswith("ValueError: oh no")
+
+
 # A search in a process of its own, one job at a time; the job that is in flight at the kill waits for a file.
 SEARCH = """
 import sys
