@@ -39,11 +39,17 @@ class EdgeTalk:
             print(line, file=self._out, flush=True)
 
     def round(
-        self, run: str, number: int, phase: Literal["begins", "trains", "ends"], metrics: Mapping[str, float]
+        self,
+        run: str,
+        number: int,
+        phase: Literal["begins", "trains", "ends"],
+        metrics: Mapping[str, float],
+        *,
+        job: bool = False,
     ) -> None:
-        """Tell how a round goes; numbers that are not finite, and counts, are left out."""
+        """Tell how a round goes, or a search's job; numbers that are not finite, and counts, are left out."""
         numbers = {name: float(value) for name, value in told(metrics).items() if math.isfinite(value)}
-        self.say("round", run=run, round=number, phase=phase, metrics=numbers)
+        self.say("round", run=run, round=number, phase=phase, metrics=numbers, job=job)
 
     def problems(self, sentences: Sequence[str], kind: str) -> None:
         """Show people at the site what is wrong, of which the aggregator learns the kind alone; none takes it back."""

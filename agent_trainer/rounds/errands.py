@@ -3,27 +3,25 @@
 A job at one site is one message: train, validate, answer figures. A job at several is a small run of its own: in each
 leg they train, their weights are joined by examples, and the joined weights are validated at the same sites.
 
-    w = Σ_k n_k·w_k / Σ_k n_k     FedAvg; McMahan et al. 2017, alg. 1
-
 What is lost is not sent again: the search gives the job to others.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from agent_trainer.algorithms import Weights, algorithm
 from agent_trainer.first_files import without_files
-from agent_trainer.rounds.layout import Vector, check_finite, flatten, layout_of
-from agent_trainer.rounds.server_app import LATE_S, LOOK_S, LOST, Clock, Post
+from agent_trainer.rounds.errand import GONE, Errand, Fault, Figures, fault_of, joined
+from agent_trainer.rounds.layout import check_finite, flatten, layout_of
+from agent_trainer.rounds.server_app import LATE_S, LOOK_S, Clock, Post
 from agent_trainer.rounds.validation import merged_metrics
 from agent_trainer.rounds.wire import (
     EVALUATE,
@@ -45,43 +43,7 @@ from cairn.errors import Diverged, TrainingError
 from cairn.figures import VALIDATION, told
 
 ASK_S: Final = 10.0  # between two questions which sites are registered
-GONE: Final = "its SuperNode went away in mid-job"
 VALIDATIONS_SHARE: Final = 0.2  # of the deadline of a job at several sites
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Fault:
-    blame: Blame
-    why: str
-    state: str = "failed"
-
-
-@dataclass
-class _Errand:
-    """A job under way.
-
-    nodes     node id → when its SuperNode came online, as Flower writes it; another value tells of a restart
-    order     of the leg under way; weights: float32[n] that it began with
-    joining   whether the joined weights are being validated
-    waiting   identifiers of messages without an answer → node
-    numbers   by node: of this leg's training, and of the validation under way
-    best      reward and figures of the best leg, and each node's validation
-    sent      bytes by node, both ways
-    """
-
-    order: Order
-    weights: Vector
-    nodes: dict[int, str]
-    began: float
-    joining: bool = False
-    waiting: dict[str, int] = field(default_factory=dict)
-    faults: dict[int, _Fault] = field(default_factory=dict)
-    numbers: dict[int, Figures] = field(default_factory=dict)
-    validated: dict[int, Figures] = field(default_factory=dict)
-    updates: dict[int, Vector] = field(default_factory=dict)
-    best: tuple[float, Figures, dict[int, Figures]] | None = None
-    sent: dict[int, int] = field(default_factory=dict)
 
 
 class Errands:
@@ -109,7 +71,7 @@ class Errands:
         self._sites: Mapping[int, str] = {}
         self._online: Mapping[int, NodeInfo] = {}
         self._asked = self._looked = -math.inf
-        self._errands: dict[int, _Errand] = {}
+        self._errands: dict[int, Errand] = {}
 
     def known(self) -> list[str]:
         """Name the registered sites."""
@@ -142,7 +104,7 @@ class Errands:
             updates=self._spec.updates if alone else self._updates(0),
             validations=legs if alone else 0,
         )
-        errand = _Errand(order, flatten(weights), nodes, self._clock.monotonic())
+        errand = Errand(order, flatten(weights), nodes, self._clock.monotonic())
         self._errands[job.number] = errand
         self._send(errand, TRAIN)
 
@@ -177,7 +139,7 @@ class Errands:
         legs = self._spec.validations
         return self._spec.updates * (leg + 1) // legs - self._spec.updates * leg // legs
 
-    def _send(self, errand: _Errand, kind: str) -> None:
+    def _send(self, errand: Errand, kind: str) -> None:
         content = RecordDict({WEIGHTS: arrays(errand.weights), ROUND: order_record(errand.order)})
         left = self._deadline_s - (self._clock.monotonic() - errand.began)
         messages = [
@@ -195,7 +157,7 @@ class Errands:
                 errand.waiting[identifier] = node_id
                 errand.sent[node_id] = errand.sent.get(node_id, 0) + errand.weights.nbytes
             else:
-                errand.faults[node_id] = _Fault("way", "SuperLink refused its message")
+                errand.faults[node_id] = Fault("way", "SuperLink refused its message")
 
     def _collect(self) -> None:
         at = {name: errand for errand in self._errands.values() for name in errand.waiting}
@@ -204,16 +166,16 @@ class Errands:
             errand = at[name]
             node_id = errand.waiting.pop(name)
             if not reply.has_content():
-                errand.faults[node_id] = _fault_of(reply)
+                errand.faults[node_id] = fault_of(reply)
                 continue
             try:
                 self._read(errand, node_id, reply)
             except Diverged as error:
-                errand.faults[node_id] = _Fault("strategy", f"Diverged: {error}")
+                errand.faults[node_id] = Fault("strategy", f"Diverged: {error}")
             except TrainingError as error:
-                errand.faults[node_id] = _Fault("site", f"TrainingError: {error}")
+                errand.faults[node_id] = Fault("site", f"TrainingError: {error}")
 
-    def _read(self, errand: _Errand, node_id: int, reply: Message) -> None:
+    def _read(self, errand: Errand, node_id: int, reply: Message) -> None:
         if errand.joining:
             errand.validated[node_id] = read_metrics(reply)
         elif errand.order.validations:
@@ -224,21 +186,21 @@ class Errands:
             errand.updates[node_id] = update
             errand.sent[node_id] += update.nbytes
 
-    def _miss(self, errand: _Errand) -> None:
+    def _miss(self, errand: Errand) -> None:
         """Note the sites that are no longer there, or late."""
         late = self._clock.monotonic() - errand.began >= self._deadline_s
         for node_id in errand.waiting.values():
             now = self._online.get(node_id)
             if now is None or now.last_activated_at != errand.nodes[node_id]:
-                errand.faults[node_id] = _Fault("way", GONE)
+                errand.faults[node_id] = Fault("way", GONE)
             elif late:
                 sentence = f"it did not answer within the job's deadline of {self._deadline_s:.0f} s"
-                errand.faults[node_id] = _Fault("way", sentence, "late")
+                errand.faults[node_id] = Fault("way", sentence, "late")
 
-    def _next(self, errand: _Errand) -> Ended | None:
+    def _next(self, errand: Errand) -> Ended | None:
         """Go on where all sites have answered; returns the job's end when that is it."""
         if not errand.order.validations and not errand.joining:
-            errand.weights = _joined((errand.updates[n], errand.numbers[n][EXAMPLES]) for n in errand.nodes)
+            errand.weights = joined((errand.updates[n], errand.numbers[n][EXAMPLES]) for n in errand.nodes)
             try:
                 check_finite(errand.weights)
             except Diverged as error:
@@ -264,24 +226,24 @@ class Errands:
         self._send(errand, TRAIN)
         return None
 
-    def _validation(self, errand: _Errand) -> Figures:
+    def _validation(self, errand: Errand) -> Figures:
         if errand.order.validations:  # the site has merged it
             return {name: value for numbers in errand.validated.values() for name, value in _of(numbers)}
         return told(self._algorithm.merge_validation(list(errand.validated.values())))
 
-    def _finished(self, errand: _Errand, best: tuple[float, Figures, dict[int, Figures]]) -> Ended:
+    def _finished(self, errand: Errand, best: tuple[float, Figures, dict[int, Figures]]) -> Ended:
         reward, figures, errand.validated = best
         trained = merged_metrics(list(errand.numbers.values()))
         return Ended(self._parts(errand), reward, {**trained, **figures})
 
-    def _failed(self, errand: _Errand) -> Ended:
+    def _failed(self, errand: Errand) -> Ended:
         """End a job by the gravest of its faults: a strategy fails elsewhere too, a site's is the site's alone."""
         order: tuple[Blame, ...] = ("strategy", "policy", "site", "way")
         blame = min((fault.blame for fault in errand.faults.values()), key=order.index)
         why = "; ".join(f"{self._name(n)}: {fault.why}" for n, fault in errand.faults.items() if fault.blame == blame)
         return Ended(self._parts(errand, blame), blame=blame, why=why)
 
-    def _parts(self, errand: _Errand, blame: Blame = "") -> tuple[Part, ...]:
+    def _parts(self, errand: Errand, blame: Blame = "") -> tuple[Part, ...]:
         """Tell of the sites that trained, and of those at which the job failed."""
         parts = []
         for node_id in errand.nodes:
@@ -304,24 +266,3 @@ def _fits(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], place: objec
 
 def _of(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in numbers.items() if name.startswith(VALIDATION)]
-
-
-def _fault_of(reply: Message) -> _Fault:
-    """Say what an error in an answer's place lies at: sites begin its sentence with the class of their exception."""
-    reason = (reply.error.reason or f"Flower's error {reply.error.code}")[:300]
-    if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-        return _Fault("way", GONE)
-    if reply.error.code in LOST:
-        return _Fault("way", f"its trainer ended in mid-job ({reason})")
-    kinds: dict[str, Blame] = {"Diverged": "strategy", "PolicyError": "policy"}
-    return _Fault(kinds.get(reason.partition(":")[0], "site"), reason)
-
-
-def _joined(updates: Iterable[tuple[Vector, float]]) -> Vector:
-    total, weight = None, 0.0
-    for update, examples in updates:
-        part = update.astype(np.float64) * examples
-        total, weight = part if total is None else total + part, weight + examples
-    assert total is not None  # a job has a site
-    joined: Vector = (total / weight).astype(np.float32)
-    return joined

@@ -102,7 +102,7 @@ class SiteWork:
             return self._answered[1], self._answered[2]
         self._answered = None
         practice = self._begin(order, anew=order.leg == 0)
-        self._talk.round(order.run, order.number, "begins", {})
+        self._talk.round(order.run, order.number, "begins", {}, job=True)
         self._put(practice, order, weights)
         metrics = self._measured(practice, order, began)
         self._tell_problems(practice)
@@ -114,7 +114,7 @@ class SiteWork:
         else:
             trained = flatten(practice.weights())
             self._talk.hand_over(order.run, order.number, trained)
-        self._talk.round(order.run, order.number, "ends", metrics)
+        self._talk.round(order.run, order.number, "ends", metrics, job=True)
         self._answered = digest, metrics, trained
         return metrics, trained
 
@@ -151,7 +151,7 @@ class SiteWork:
             practice = self._begin(order)
             self._take(practice, order, weights, order.number)
             metrics = practice.validate()
-        self._talk.round(order.run, order.number, "ends", metrics)
+        self._talk.round(order.run, order.number, "ends", metrics, job=order.updates > 0)
         return metrics
 
     def _begin(self, order: Order, *, anew: bool = False) -> Practice:
@@ -212,7 +212,7 @@ class SiteWork:
                 break
             if now - told > TELL_EVERY_S:
                 told = now
-                self._talk.round(order.run, order.number, "trains", done.numbers())
+                self._talk.round(order.run, order.number, "trains", done.numbers(), job=order.updates > 0)
         if done is None or not done.updates:
             raise TrainingError(
                 f"the round's deadline of {order.deadline_s:.0f} s left no time for an update; give rounds more time, "

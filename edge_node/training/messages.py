@@ -218,12 +218,16 @@ class ReplayThere(_Message):
 
 
 class RoundTold(_Message):
-    """A round begins, goes on, or ends. Numbers that are none are left out."""
+    """A round begins, goes on, or ends. Numbers that are none are left out.
+
+    job  whether it is a job of a search, by its number: those come in any order, and none goes on behind another
+    """
 
     event: Literal["round"]
     run: Name
     round: int = Field(ge=0)
     phase: Literal["begins", "trains", "ends"] = "trains"
+    job: bool = False
     metrics: dict[Name, float] = Field(default_factory=dict)
 
     @field_validator("metrics")

@@ -32,21 +32,21 @@ class Rounds:
     def told(self, news: RoundTold) -> None:
         """Note a round.
 
-        Another run than before begins anew; a round that is trained again replaces what followed; figures that are told
-        of a round later, such as its validation, are added to it.
+        Another run than before begins anew; a round that is trained again replaces what followed, a search's job what
+        was told of it alone; figures that are told of a round later, such as its validation, are added to it.
         """
         ends, now = news.phase == "ends", self._board.snapshot().training.now
         note = RoundNote(news.run, news.round, busy=not ends, metrics=news.metrics)
         same = [old for old in self._ended if old.run == note.run]
-        kept = [old for old in same if old.round < note.round]
+        kept = [old for old in same if old.round < note.round or (news.job and old.round > note.round)]
         if ends:
             known = next((old.metrics for old in same if old.round == note.round), {})
             note = replace(note, metrics={**known, **note.metrics})
-            kept.append(note)
+            kept = sorted([*kept, note], key=lambda one: one.round)
         if kept != self._ended:
             self._ended = kept[-KEPT:]
             self._write()
-        later = now is not None and now.busy and now.run == note.run and now.round > note.round
+        later = not news.job and now is not None and now.busy and now.run == note.run and now.round > note.round
         self._board.rounds(now if now is not None and later else note, self._ended)
 
     def broken_off(self) -> None:

@@ -53,6 +53,20 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_and_another_run_replace_w
     assert shown(board) == []
 
 
+def test_a_searchs_jobs_come_in_any_order_and_each_replaces_only_what_was_told_of_itself(tmp_path, board):
+    rounds = Rounds(tmp_path / "rounds.jsonl", board)
+    for number, phase, loss in (
+        (4, "ends", 0.4),
+        (7, "ends", 0.7),
+        (2, "begins", 9.0),
+        (2, "ends", 0.2),
+        (4, "ends", 0.3),
+    ):
+        rounds.told(told(number, phase, loss=loss).model_copy(update={"job": True}))
+        assert board.snapshot().training.now.round == number
+    assert shown(board) == [(2, {"loss": 0.2}), (4, {"loss": 0.3}), (7, {"loss": 0.7})]
+
+
 def test_a_damaged_file_costs_the_curves_alone(tmp_path, board):
     (tmp_path / "rounds.jsonl").write_text('{"run": 1}\n[', encoding="utf-8")
     Rounds(tmp_path / "rounds.jsonl", board).told(told(1, loss=1.0))
