@@ -203,13 +203,17 @@ def _open(path: Path, spec: SearchSpec) -> Journal:
 
 @contextmanager
 def _interruptible(journal: Path) -> Iterator[None]:
-    """Say on Ctrl-C, and when told to end, that the search is only resting."""
+    """Say on Ctrl-C, when told to end, and when nothing can be written, that the search is only resting."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt as error:
         typer.echo(f"stopped; the same command goes on where {journal.name} ends", err=True)
         raise typer.Exit(INTERRUPTED) from error
+    except OSError as error:  # a full disk, a folder that is gone
+        raise TrainingError(
+            f"the search cannot write beside {journal} ({error.strerror}); mend that, and the same command goes on"
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

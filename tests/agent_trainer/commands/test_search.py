@@ -177,6 +177,15 @@ def test_what_cannot_be_searched_is_one_sentence_and_no_journal(command, tmp_pat
     assert not (tmp_path / "search.journal").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_mended_the_search_goes_on(command, tmp_path: Path) -> None:
+    (tmp_path / "search.journal.jobs").touch()
+    said = command("search", "run", asked(tmp_path))
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert "the search cannot write beside" in said.err
+    assert "(File exists); mend that, and the same command goes on" in said.err
+    assert read_journal(tmp_path / "search.journal")[1] == []
+
+
 def test_journals_that_are_none_are_one_sentence(command, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("hello\n")
     for name, sentence in (("nowhere", "cannot be read (No such file"), ("other", "is no journal of a search")):
