@@ -1,6 +1,7 @@
 """A site that learns from images without labels, and what its encoder is then worth."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,10 @@ def test_what_a_dqn_sees_with_is_pre_trained_on_crops_of_its_scenes(tmp_path: Pa
 def test_the_crops_of_a_walk_are_of_one_image_a_step_apart() -> None:
     image = np.arange(40 * 40, dtype=np.uint16).reshape(1, 40, 40)
     both = [(image % 251).astype(np.uint8), (image // 7 % 251).astype(np.uint8)]
-    config = DqnConfig(**{**AGENT, "history": 3, "scales": (2,)}, envs=1)
+    config = DqnConfig(**{**AGENT, "history": 3}, envs=1)
     shown = Walks(both, config).batch(np.zeros(50, np.int64), np.random.default_rng(0)).astype(int)
     for state in shown:
-        for older, newer in zip(state, state[1:], strict=False):
+        for older, newer in pairwise(state):
             moves = [older[1:] - newer[:-1], older[:-1] - newer[1:], older[:, 1:] - newer[:, :-1],
                      older[:, :-1] - newer[:, 1:], older - newer]  # fmt: skip
             assert any(not move.any() for move in moves), "one of four directions, or held at the image's edge"
