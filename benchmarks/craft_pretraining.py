@@ -1,6 +1,6 @@
 """Pneumonia or no finding with few labels: what a pre-trained encoder is worth, or one from elsewhere.
 
-`python -m benchmarks.craft_pretraining run --out FILE`, `… table FILE`, `… pictures [FILE]`.
+`python -m benchmarks.craft_pretraining run FILE`, `… table FILE`, and `… tasks PNG` and `… layers PNG`, which draw.
 
 The radiographs are those of `apga_cxr`, divided by patient. Pre-training sees the images of all patients to learn from,
 without labels; then 25, 50 or 100 labelled ones of each class are learned from, and the test's patients answer. "blood"
@@ -26,8 +26,10 @@ from safetensors.numpy import save_file
 
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_learner import Learner
+from agent_trainer.apga_networks import CLASSIFIER, last_layer, networks
 from agent_trainer.apga_practice import first_weights
 from agent_trainer.classification import count, measures
+from agent_trainer.craft.transfer import freeze
 from agent_trainer.labelled.balance import order
 from agent_trainer.labelled.reading import read_all
 from agent_trainer.labelled.sources import Example
@@ -42,6 +44,7 @@ Line = dict[str, Any]
 
 SHOTS = (25, 50, 100)
 UPDATES, PRETRAINING, SUPERVISED = 120, 200, 120
+DRAWN = 60  # batches, for the picture of the tasks
 CELLS = ("RBC", "WBC", "Platelets")
 SIDE = int(SMALL["side"])
 ARMS = (
@@ -138,7 +141,7 @@ def measure(seeds: Sequence[int], shots: Sequence[int], arms: Sequence[tuple[str
                     config = settings(classes=CELLS, balance="sampler")
                     learner = taught(config, smears, kinds, seed, SUPERVISED)
                     save_file(learner.weights(), path)
-                    said = {}
+                    said: dict[str, float] = {}
                 else:
                     practice, said = pretrained(begin, train, test, seed, PRETRAINING)
                     save_file(practice.weights(), path)
@@ -199,15 +202,93 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
+def draw_tasks(path: Path) -> None:
+    """Draw two radiographs with what each task shows and asks, and what an encoder pre-trained on others answers."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only here
+
+    train, _, _, test, _ = radiographs()
+    figure = Figure((9.6, 7.6), 130, layout="constrained", facecolor="white")
+    grid = figure.subplots(4, 6)
+    for row, task in zip(grid, TASKS, strict=True):
+        practice, _ = pretrained(task, train, test, 0, DRAWN)
+        learner = practice.learner
+        for number, image in enumerate((0, len(test) - 1)):
+            pixels = test[image : image + 1]
+            posed = learner.posed(pixels, np.random.default_rng(2 + number))
+            learner.network.eval()
+            with torch.inference_mode():
+                said = learner.network(posed.seen)
+            shown = [pixels[0, 0], posed.seen[-2 if task == "rotation" else 0, 0].numpy()]
+            titles = ["an image", "what is shown"]
+            if posed.labels is None:
+                assert posed.wanted is not None
+                where = torch.ones_like(said, dtype=torch.bool) if posed.where is None else posed.where
+                shown.append(torch.where(where, said, posed.wanted)[0, 0].numpy())
+                titles.append("the answer" if posed.where is None else "the answer, where asked")
+            else:
+                place = 2 if task == "rotation" else 0
+                chances = torch.softmax(said[place], 0).numpy()
+                axes = row[3 * number + 2]
+                right = int(posed.labels[place])
+                axes.bar(
+                    range(len(chances)),
+                    chances,
+                    color=["#e69f00" if k == right else "#999999" for k in range(len(chances))],
+                )
+                axes.set_ylim(0, 1)
+                axes.set_title("quarter turns" if task == "rotation" else "order of tiles", size=9)
+            for axes, picture, title in zip(row[3 * number :], shown, titles, strict=False):
+                axes.imshow(picture, "gray")
+                axes.set_title(title, size=9)
+                axes.set_xticks([])
+                axes.set_yticks([])
+        row[0].set_ylabel(task, size=11)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_layers(path: Path) -> None:
+    """Draw, for each way of transfer, which of the small classifier's layers train over its updates."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only here
+
+    ways: dict[str, dict[str, Any]] = {
+        "all": {},
+        "frozen": {"mode": "frozen"},
+        'selective\ntrain = ["features.1[2-5]"]': {"mode": "selective", "train": ("features.1[2-5]",)},
+        "two-stage\nfrozen_updates = 40": {"mode": "two-stage", "frozen_updates": 40},
+    }
+    figure = Figure((9.6, 2.9), 130, layout="constrained", facecolor="white")
+    for axes, (title, values) in zip(figure.subplots(1, len(ways), sharey=True), ways.items(), strict=True):
+        config = settings(transfer=values)
+        module = networks(config, 0)[CLASSIFIER]
+        names = [name for name, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False))]
+        rows = np.zeros((len(names), 100))
+        for update in range(100):
+            report = freeze(module, config.transfer, update, last_layer(config))
+            learning = {layer.name for layer in report.trains}
+            rows[:, update] = [name in learning for name in names]
+        axes.imshow(
+            rows, "cividis", aspect="auto", vmin=-0.2, vmax=1.2, interpolation="nearest", extent=(0, 100, len(names), 0)
+        )
+        axes.set_yticks(np.arange(len(names)) + 0.5, names, size=8)
+        axes.hlines(range(1, len(names)), 0, 100, colors="white", linewidth=1)
+        axes.set_title(title, size=9)
+        axes.set_xlabel("updates", size=9)
+    figure.savefig(path, metadata={"Software": None})
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.craft_pretraining", description=__doc__)
-    parser.add_argument("do", choices=("run", "table"))
-    parser.add_argument("file", type=Path, help="of lines")
+    parser.add_argument("do", choices=("run", "table", "tasks", "layers"))
+    parser.add_argument("file", type=Path, help="of lines, or a picture")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     given = parser.parse_args()
-    if given.do == "run":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    if given.do == "tasks":
+        draw_tasks(given.file)
+    elif given.do == "layers":
+        draw_layers(given.file)
+    elif given.do == "run":
         for line in measure(given.seeds, SHOTS, ARMS):
             with given.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
