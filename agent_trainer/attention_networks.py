@@ -73,13 +73,21 @@ class FeatureNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sides))
         self.affine = nn.Linear(config.filters, len(config.classes))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Return float[n, K] of patches float[n, channels, w, w] in 0 … 1; not yet of length 1."""
+    def features(self, patches: Tensor) -> Tensor:
+        """Return what the last convolution makes of patches in 0 … 1: float[n, filters, w, w]."""
         x = patches.contiguous(memory_format=torch.channels_last)
         for layer in self.convolutions:
             x = functional.leaky_relu_(layer(x), self.leak)
+        return x
+
+    def answered(self, x: Tensor) -> Tensor:
+        """Return float[n, K] of features."""
         pooled = x.amax((2, 3)) if self.pooling == "max" else x.mean((2, 3))
         return self.affine(pooled)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return float[n, K] of patches float[n, channels, w, w] in 0 … 1; not yet of length 1."""
+        return self.answered(self.features(patches))
 
 
 class ConditionalPolicy(nn.Module):  # type: ignore[misc] # torch is not followed

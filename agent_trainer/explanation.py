@@ -5,6 +5,7 @@ found = explainer(Path("smear.png"))
 draw(Path("smear.explained.png"), found)      # explanation_pictures
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent_trainer.apga import aiding
 from agent_trainer.apga_networks import CLASSIFIER, MASKER, architecture, grad_cam_layer, networks
+from agent_trainer.attention_networks import LEVELS, FeatureNetwork
 from agent_trainer.attention_practice import Look, look, networks_of
 from agent_trainer.attention_views import map_shape
 from agent_trainer.craft.domains import looked
@@ -72,6 +74,7 @@ class Patch:
     weight  in the answer, of all these times together
     votes   float32[K], what it alone would answer
     pixels  uint8[c, side, side]
+    cam     float32[side, side], Grad-CAM of the answer's class in it, 1 at the most of all patches; None where unknown
     """
 
     row: int
@@ -80,6 +83,7 @@ class Patch:
     weight: float
     votes: Floats
     pixels: Pixels
+    cam: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,11 @@ def explain(path: Path, model: Model, folder: Path, label: str | None = None, la
     return target
 
 
-def attended(subject: Subject, classes: tuple[str, ...], seen: Look) -> Attended:
-    """Put an answer together; of patches that were drawn at one place one is made."""
+def attended(subject: Subject, classes: tuple[str, ...], seen: Look, cams: Floats | None = None) -> Attended:
+    """Put an answer together; of patches that were drawn at one place one is made.
+
+    cams  float32[P, side, side], see `Patch`
+    """
     corners, weights, votes, patches = seen.corners, seen.weights, seen.votes, seen.patches
     places, first, which = np.unique(corners, axis=0, return_index=True, return_inverse=True)
     which = which.ravel()
@@ -169,7 +176,13 @@ def attended(subject: Subject, classes: tuple[str, ...], seen: Look) -> Attended
     times = np.bincount(which, minlength=len(places))
     looked_at = [
         Patch(
-            int(places[i, 0]), int(places[i, 1]), int(times[i]), float(together[i]), votes[first[i]], patches[first[i]]
+            int(places[i, 0]),
+            int(places[i, 1]),
+            int(times[i]),
+            float(together[i]),
+            votes[first[i]],
+            patches[first[i]],
+            None if cams is None else cams[first[i]],
         )
         for i in np.argsort(-together, kind="stable")
     ]
@@ -183,6 +196,7 @@ def _attention(model: Model, labels: Sequence[Path]) -> Explainer:
     networks_ = networks_of(config, model.weights)
     tissue = config.prior != "none" and config.prior_of == "tissue"
     known = [find_labels(folder) for folder in labels] if tissue else []
+    cams = patch_cams(networks_.classifier)
 
     def explained(path: Path) -> Attended:
         with open_big(path, config.channels) as big:
@@ -192,9 +206,44 @@ def _attention(model: Model, labels: Sequence[Path]) -> Explainer:
             reduce = max(1.0, max(big.height, big.width) / VIEW)
             small = big.reduced(max(1, round(big.height / reduce)), max(1, round(big.width / reduce)))
             subject = Subject(path.name, small, (big.height, big.width))
-        return attended(subject, config.classes, seen)
+        return attended(subject, config.classes, seen, cams(seen.patches, int(seen.probabilities.argmax())))
 
     return explained
+
+
+def patch_cams(classifier: nn.Module) -> Callable[[Pixels, int], Floats]:
+    """Make what gives Grad-CAM of one class in patches, 1 at the most of all: uint8[P, c, w, w] → float32[P, w, w].
+
+    α_k = mean_ij ∂f_class / ∂A_kij,   max(0, Σ_k α_k·A_k)        Selvaraju et al. 2017, eqs. 1 and 2
+
+    A are the features of the paper's network before they are pooled, or of another's last convolution.
+    """
+    if isinstance(classifier, FeatureNetwork):
+        network = classifier
+
+        def maps(x: Tensor, number: int) -> Tensor:
+            features = network.features(x).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(network.answered(features)[:, number].sum(), features)
+            found: Tensor = (slope.mean((2, 3), keepdim=True) * features).sum(1)
+            return found
+    else:
+        from monai.visualize.class_activation_maps import GradCAM  # noqa: PLC0415 - takes seconds
+
+        hooked = copy.deepcopy(classifier)  # its hooks would be in the way of answers
+        last = [name for name, layer in hooked.named_modules() if isinstance(layer, nn.Conv2d)][-1]
+        cam = GradCAM(nn_module=hooked, target_layers=last, postprocessing=lambda found: found)
+
+        def maps(x: Tensor, number: int) -> Tensor:
+            found: Tensor = cam(x.requires_grad_(), class_idx=number)[:, 0]
+            return found
+
+    def made(patches: Pixels, number: int) -> Floats:
+        with torch.enable_grad():
+            positive = maps(torch.from_numpy(patches).to(torch.float32) / LEVELS, number).detach().clamp(min=0)
+        found: Floats = (positive / positive.max().clamp(min=1e-12)).numpy().astype(np.float32)
+        return found
+
+    return made
 
 
 def _apga(model: Model) -> Explainer:

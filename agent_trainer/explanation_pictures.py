@@ -142,6 +142,30 @@ def _attended(found: Attended) -> tuple[Panel, ...]:
         _show(axes, _grey(found.subject.pixels), found.subject.size)
         _overlay(axes, *_coarse(heat, found.subject.size), most, 0.75)
 
+    def inside(axes: Axes) -> None:
+        _show(axes, _grey(found.subject.pixels), found.subject.size)
+        for patch in found.patches:
+            if patch.cam is not None:
+                low, left = patch.row + found.side, patch.column
+                axes.imshow(
+                    patch.cam,
+                    HEAT,
+                    vmin=0,
+                    vmax=1,
+                    alpha=0.75 * np.sqrt(patch.cam),
+                    extent=(left, left + found.side, low, patch.row),
+                    interpolation="nearest",
+                )
+
+    named = found.classes[int(found.probabilities.argmax())]
+    cams = (
+        Panel(
+            "Grad-CAM in the patches",
+            f"How much each place of the patches speaks for {named}, as the gradient of the classifier tells.",
+            inside,
+            (0.0, 1.0, f"for {named}, of the most"),
+        ),
+    )
     return (
         Panel(
             "What it looked at",
@@ -155,6 +179,7 @@ def _attended(found: Attended) -> tuple[Panel, ...]:
             attention,
             (0.0, most, "times an even share"),
         ),
+        *(cams if any(patch.cam is not None for patch in found.patches) else ()),
     )
 
 

@@ -68,7 +68,7 @@ def test_the_readme_captions_every_top_level_entry() -> None:
 
 
 def test_every_program_is_found_by_its_entry_point() -> None:
-    programs = {"aggregator", "demo", "edge", "evaluate", "export", "runs", "search", "study", "train"}
+    programs = {"aggregator", "craft", "demo", "edge", "evaluate", "explain", "export", "runs", "search", "study", "train"}
     assert {point.name for point in entry_points(group=GROUP)} == programs
 
 

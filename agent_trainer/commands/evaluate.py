@@ -1,13 +1,12 @@
 """`cairn evaluate`: how good a model is on images that lie here."""
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agent_trainer.commands.fetching import named, validated
+from agent_trainer.commands.listed import read_list
 from cairn.errors import ConfigError
 from cairn.profile import ProfileOption
 
@@ -110,14 +109,14 @@ def evaluate(
     if searches:
         from agent_trainer.commands import evaluate_searches  # noqa: PLC0415 - each loads what it needs
 
-        text = _list(given, "scenes")
+        text = read_list(given, "scenes")
         evaluate_searches.evaluate(
             model, trained, text, given, starts=starts, held_out=held_out, animate=animate, as_json=as_json
         )
     else:
         from agent_trainer.commands import evaluate_classes  # noqa: PLC0415
 
-        text = _list(given, "labelled")
+        text = read_list(given, "labelled")
         members = [(name, named(profile, name, 0)) for name in others or []]
         evaluate_classes.evaluate(
             [(model, trained), *members],
@@ -128,15 +127,3 @@ def evaluate(
             plot=plot,
             as_json=as_json,
         )
-
-
-def _list(path: Path, name: str) -> str:
-    """Return a list in a file as JSON. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        return json.dumps(values[name])
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a file with a list `{name}`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} has no list `{name}`; write [[{name}]] tables as in site.toml") from error

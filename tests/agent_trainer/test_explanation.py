@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageColor
 
 from agent_trainer.apga_practice import first_weights as apga_weights
 from agent_trainer.attention_config import AttentionConfig
+from agent_trainer.attention_networks import FeatureNetwork
 from agent_trainer.attention_practice import Look, first_weights
-from agent_trainer.explanation import VIEW, Attended, Masked, Subject, attended, explain, ready
+from agent_trainer.explanation import VIEW, Attended, Masked, Subject, attended, explain, patch_cams, ready
 from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels, remarks
 from agent_trainer.rounds.models import Model
 from cairn.errors import Diverged, ImageError, TrainingError
@@ -242,3 +244,52 @@ def test_explain_writes_a_picture_beside_none_of_the_images(tmp_path: Path) -> N
     assert target == tmp_path / "pictures" / "new" / "a.explained.png"
     with Image.open(target) as picture:
         assert picture.size[0] > 800
+
+
+def test_grad_cam_in_a_patch_by_hand() -> None:
+    """One convolution that copies, a mean, and a class that answers twice its value: the map is the patch itself."""
+    network = FeatureNetwork(AttentionConfig(classes=CLASSES, channels=1, filters=1, layers=1, pooling="mean"))
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[0, 0, 1, 1] = 1
+    network.load_state_dict(
+        {
+            "convolutions.0.weight": kernel,
+            "convolutions.0.bias": torch.zeros(1),
+            "affine.weight": torch.tensor([[-1.0], [2.0]]),
+            "affine.bias": torch.zeros(2),
+        }
+    )
+    patches = np.random.default_rng(0).integers(0, 200, (3, 1, 6, 6)).astype(np.uint8)
+    cams = patch_cams(network)
+    np.testing.assert_allclose(cams(patches, 1), patches[:, 0] / patches.max(), atol=1e-6)
+    assert cams(patches, 0).max() == 0, "nothing speaks for the other class"
+
+
+def test_patches_have_grad_cam_laid_over_them_where_they_were_cut(tmp_path: Path) -> None:
+    found = ready(attention())(noise(tmp_path / "smear.png"))
+    assert isinstance(found, Attended)
+    assert all(patch.cam is not None and patch.cam.shape == (16, 16) for patch in found.patches)
+    titles = [panel.title for panel in panels(found)]
+    assert titles == ["What it looked at", "Attention", "Grad-CAM in the patches"]
+    lit = np.zeros((16, 16), np.float32)
+    lit[4:12, 4:12] = 1
+    cams = np.stack([lit, np.zeros_like(lit)])
+    two = looked([[20, 60], [130, 300]], [0.25, 0.75], [[0.9, 0.1], [0.2, 0.8]])
+    patches = tuple(
+        replace(patch, cam=np.kron(cams[int(patch.row > 100)], np.ones((3, 3)))[:40, :40].astype(np.float32))
+        for patch in two.patches
+    )
+    drawn = pixels_of(panels(replace(two, patches=patches))[2], two.subject).sum(2)
+    bright = np.argwhere(drawn > 100)
+    np.testing.assert_allclose(bright.min(0), [2 * (20 + 12), 2 * (60 + 12)], atol=5)
+    np.testing.assert_allclose(bright.max(0), [2 * (20 + 36), 2 * (60 + 36)], atol=5)
+
+
+def test_a_classifier_of_monai_has_grad_cam_in_its_patches_too() -> None:
+    from monai.networks.nets import DenseNet121
+
+    network = DenseNet121(spatial_dims=2, in_channels=1, out_channels=2).eval()
+    patches = np.random.default_rng(0).integers(0, 255, (2, 1, 32, 32)).astype(np.uint8)
+    found = patch_cams(network)(patches, 1)
+    assert found.shape == (2, 32, 32)
+    assert found.max() == 1

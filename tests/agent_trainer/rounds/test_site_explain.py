@@ -100,7 +100,7 @@ def test_an_answer_is_explained_by_pictures_and_numbers(images: Path, models: Mo
     answer = explained(site, image.image)
     assert (answer.run, answer.round, answer.name, answer.label) == ("smears", 3, "needle/needle 1.png", "needle")
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-5)
-    assert [panel.title for panel in answer.panels] == ["What it looked at", "Attention"]
+    assert [panel.title for panel in answer.panels] == ["What it looked at", "Attention", "Grad-CAM in the patches"]
     assert sum(patch.times for patch in answer.patches) == 6
     pixels = np.asarray(Image.open(images / "needle" / "needle 1.png"))
     for patch in answer.patches:
