@@ -15,6 +15,7 @@ from typer.main import get_command
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.config import DqnConfig
+from agent_trainer.pretraining.config import PretrainConfig
 from agent_trainer.segmentation.config import SegmentationConfig
 from cairn.cli import GROUP, make_app
 from cairn.run import OPTIONS
@@ -68,7 +69,19 @@ def test_the_readme_captions_every_top_level_entry() -> None:
 
 
 def test_every_program_is_found_by_its_entry_point() -> None:
-    programs = {"aggregator", "craft", "demo", "edge", "evaluate", "explain", "export", "runs", "search", "study", "train"}
+    programs = {
+        "aggregator",
+        "craft",
+        "demo",
+        "edge",
+        "evaluate",
+        "explain",
+        "export",
+        "runs",
+        "search",
+        "study",
+        "train",
+    }
     assert {point.name for point in entry_points(group=GROUP)} == programs
 
 
@@ -78,6 +91,7 @@ def test_every_program_is_found_by_its_entry_point() -> None:
         ("a DQN", DqnConfig),
         ("APGA", ApgaConfig),
         ("attention sampling", AttentionConfig),
+        ("pre-training", PretrainConfig),
         ("segmentation", SegmentationConfig),
     ],
 )
@@ -91,7 +105,7 @@ def test_every_setting_of_an_algorithm_is_documented(title: str, config: type[Ba
         assert rows[name] == "required" if field.is_required() else ast.literal_eval(rows[name]) == default, name
 
 
-@pytest.mark.parametrize("config", [ApgaConfig, AttentionConfig, SegmentationConfig])
+@pytest.mark.parametrize("config", [ApgaConfig, DqnConfig, PretrainConfig, AttentionConfig, SegmentationConfig])
 def test_every_setting_in_a_table_of_settings_is_on_a_page_of_the_craft(config: type[BaseModel]) -> None:
     pages = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/craft/*.md"))
     for table, field in config.model_fields.items():
