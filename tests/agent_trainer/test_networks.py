@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from agent_trainer import winograd
 from agent_trainer.config import PADDING, DqnConfig
 from agent_trainer.networks import QNetwork, architecture
 from agent_trainer.pooled_conv import conv_pool_relu
@@ -58,16 +59,25 @@ def test_q_and_its_gradients_are_those_of_torchs_own_layers(config):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("shape", "kernel", "padding"),
-    [((3, 5, 9, 9), (3, 3), 1), ((3, 5, 8, 11), (4, 3), 0), ((1, 3, 7, 6, 8), (3, 2, 3), 1), ((2, 1, 4, 4), (3, 3), 2)],
+    ("shape", "kernel", "padding", "outputs"),
+    [
+        ((3, 5, 9, 9), (3, 3), 1, 6),
+        ((3, 5, 8, 11), (4, 3), 0, 6),
+        ((1, 3, 7, 6, 8), (3, 2, 3), 1, 6),
+        ((2, 1, 4, 4), (3, 3), 2, 6),
+        ((3, 4, 12, 9), (5, 5), 1, 8),  # from here on what winograd.fits says yes to
+        ((2, 3, 7, 8), (5, 3), 2, 16),
+        ((3, 16, 6, 5), (3, 3), 1, 24),
+        ((2, 1, 5, 6), (3, 4), 0, 32),
+    ],
     ids=str,
 )
-def test_the_way_back_through_a_pooled_convolution_is_torchs(shape, kernel, padding, threads):
+def test_a_pooled_convolution_and_the_way_back_through_it_are_torchs(shape, kernel, padding, outputs, threads):
     generator = torch.Generator().manual_seed(1)
     form = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     x = torch.randn(shape, generator=generator).to(memory_format=form).requires_grad_()
-    weight = torch.randn((6, shape[1], *kernel), generator=generator).to(memory_format=form).requires_grad_()
-    bias = torch.randn(6, generator=generator).requires_grad_()
+    weight = torch.randn((outputs, shape[1], *kernel), generator=generator).to(memory_format=form).requires_grad_()
+    bias = torch.randn(outputs, generator=generator).requires_grad_()
     convolution, pool = (
         (functional.conv2d, functional.max_pool2d) if len(shape) == 4 else (functional.conv3d, functional.max_pool3d)
     )
@@ -76,7 +86,7 @@ def test_the_way_back_through_a_pooled_convolution_is_torchs(shape, kernel, padd
     try:
         found = conv_pool_relu(x, weight, bias, padding)
         expected = functional.relu(pool(convolution(x, weight, bias, padding=padding), 2))
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)
         towards = torch.randn(found.shape, generator=generator)
         for mine, torchs in zip(
             torch.autograd.grad(found, (x, weight, bias), towards),
@@ -110,6 +120,17 @@ def test_what_is_not_a_number_is_not_hidden_by_the_pool_whichever_place_has_it(s
         out = conv_pool_relu(x, torch.ones((1, 1, *(1,) * (len(shape) - 2))), torch.zeros(1), 0)
         assert out.isnan().sum() == 1
         assert out.flatten()[0].isnan()
+
+
+def test_what_is_not_a_number_is_not_hidden_where_fewer_products_are_made():
+    x = torch.ones((1, 1, 8, 8))
+    x[0, 0, 3, 3] = torch.nan
+    weight = torch.ones((8, 1, 3, 3))
+    assert winograd.fits(weight, (3, 3))
+    out = conv_pool_relu(x, weight, torch.zeros(8), 0)
+    expected = functional.max_pool2d(functional.conv2d(x, weight), 2)
+    assert out[expected.isnan()].isnan().all()
+    assert not out[0, :, 2, 2].isnan().any()
 
 
 def test_bytes_are_the_same_as_floats_divided_by_255():
