@@ -107,11 +107,11 @@ def find_cases(source: VolumeSource) -> tuple[list[Case], list[str]]:
         dict(_files(folder, ending))
         for folder, ending in ((source.images, source.image_ending), (source.labels, source.label_ending))
     )
-    cases = [
-        Case(name, source, _patient(source, name), images[name], labels[name])
-        for name in sorted(images.keys() & labels.keys())
-    ]
+    patients = {name: _patient(source, name) for name in sorted(images.keys() & labels.keys())}
+    cases = [Case(name, source, who or name, images[name], labels[name]) for name, who in patients.items()]
     problems = []
+    if unknown := [name for name, who in patients.items() if source.patient and not who]:
+        problems.append(f"volumes in whose names `patient` finds nobody: {named(unknown)}; each is taken for a patient")
     if alone := sorted(images.keys() - labels.keys()):
         problems.append(f"volumes without labels of their name in {source.labels.name}: {named(alone)}; left out")
     if alone := sorted(labels.keys() - images.keys()):
@@ -135,5 +135,6 @@ def _files(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:
 
 
 def _patient(source: VolumeFiles, name: str) -> str:
+    """Find whose a volume is; "" where nobody knows."""
     found = re.search(source.patient, name) if source.patient else None
-    return found[1] if found and found[1] else name
+    return (found[1] or "") if found else ""

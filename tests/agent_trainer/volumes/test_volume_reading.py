@@ -134,6 +134,14 @@ def test_volumes_of_one_patient_are_on_one_side_and_those_without_labels_are_lef
     assert found.problems == ("volumes without labels of their name in labels: p5_a; left out",)
 
 
+def test_a_volume_in_whose_name_nobody_is_found_is_a_patient_of_its_own_and_named(tmp_path: Path) -> None:
+    for name in ("p1_a", "p1_b", "other"):
+        pair(tmp_path, name)
+    cases, problems = find_cases(source(tmp_path, patient="^(p[0-9])"))
+    assert [one.patient for one in cases] == ["other", "p1", "p1"]
+    assert problems == ["volumes in whose names `patient` finds nobody: other; each is taken for a patient"]
+
+
 def test_endings_are_taken_off_names(tmp_path: Path) -> None:
     for number in range(2):
         write(tmp_path / "images" / f"p{number}_0000.nii")
