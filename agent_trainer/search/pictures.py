@@ -62,8 +62,9 @@ def draw_course(path: Path, spec: SearchSpec, records: Sequence[Record], reward:
 def draw_comparison(path: Path, courses: Sequence[Course], reward: str = "validation Dice") -> None:
     """Write a PNG of methods side by side: the best so far against the jobs spent, and what it is worth on test images.
 
-    A line is a method's mean over its searches, its band one standard deviation either way. A search that ended with
-    nothing left to try stays where it was. Raises TrainingError when nothing has finished, OSError.
+    A line is a method's mean over its searches; at its end, every search is a dot and one standard deviation a bar. A
+    search that ended with nothing left to try stays where it was. Raises TrainingError when nothing has finished,
+    OSError.
     """
     methods = {name: [one for one in of_it if len(one.best)] for name, of_it in by_method(courses).items()}
     if not any(np.isfinite(one.best).any() for of_it in methods.values() for one in of_it):
@@ -73,28 +74,32 @@ def draw_comparison(path: Path, courses: Sequence[Course], reward: str = "valida
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 1 + tested, squeeze=False)[0]
     whats = [("best", f"best {reward} so far"), ("test", "the same job on test images")]
+    size = max(len(one.best) for of_it in methods.values() for one in of_it)
     for axes, (what, title) in zip(panels, whats, strict=False):
         for place, (name, of_it) in enumerate(methods.items()):
-            _draw_method(axes, f"{name} ({len(of_it)})", [getattr(one, what) for one in of_it], cluster_colour(place))
+            lines = [np.pad(getattr(one, what), (0, size - len(one.best)), mode="edge") for one in of_it]
+            end = size * (1.02 + 0.025 * place)
+            _draw_method(axes, f"{name} ({len(of_it)})", np.array(lines), end, cluster_colour(place))
         _frame(axes, title, x="jobs launched")
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8, frameon=False
+    )
     with write_atomically(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def _draw_method(axes: Axes, name: str, lines: Sequence[Floats], colour: str) -> None:
-    size = max((len(line) for line in lines), default=0)
-    held = [np.pad(line, (0, size - len(line)), mode="edge") for line in lines]
-    whole = np.array([line for line in held if np.isfinite(line).any()])
-    if not len(whole):
+def _draw_method(axes: Axes, name: str, lines: Floats, end: float, colour: str) -> None:
+    """Draw one method's searches, float64[searches, jobs]; `end` is where the last values stand side by side."""
+    lines = lines[np.isfinite(lines).any(1)] if len(lines) else lines
+    if not len(lines):
         return
-    known = np.isfinite(whole).all(0)  # a mean of some searches only would jump where the others begin
-    jobs = np.arange(1, size + 1)[known]
-    middle = whole[:, known].mean(0)
+    known = np.isfinite(lines).all(0)  # a mean of some searches only would jump where the others begin
+    jobs, middle = np.arange(1, lines.shape[1] + 1)[known], lines[:, known].mean(0)
     axes.step(jobs, middle, "o-", where="post", color=colour, linewidth=1.8, markersize=3, label=name)
-    if len(whole) > 1:
-        spread = whole[:, known].std(0, ddof=1)
-        axes.fill_between(jobs, middle - spread, middle + spread, step="post", color=colour, alpha=0.12, linewidth=0)
+    if len(lines) > 1:
+        last = lines[:, -1]
+        axes.plot([end] * len(last), last, "o", color=colour, markersize=2.5, alpha=0.5, markeredgewidth=0)
+        axes.errorbar(end, last.mean(), last.std(ddof=1), color=colour, linewidth=1.4, capsize=2, marker="_")
 
 
 def _importance(spec: SearchSpec, records: Sequence[Record]) -> Mapping[str, float]:
