@@ -35,9 +35,9 @@ from cairn.errors import CairnError
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data" / "dev" / "hippocampus"
 CLASSES: Final = {"anterior": 1, "posterior": 2}
-LEARN: Final = 20  # volumes to learn from and to validate on; the hash of their names divides them
+LEARN: Final = 24  # volumes to learn from and to validate on; the hash of their names divides them
 TEST: Final = 30
-UPDATES: Final = 60
+UPDATES: Final = 40
 IN_FLIGHT: Final = 4
 METHODS: Final = ("printed", "reinforce", "ppo", "discrete", "continuous", "random", "tpe")
 SETTINGS: Final[Mapping[str, Any]] = {
