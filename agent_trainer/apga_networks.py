@@ -1,21 +1,18 @@
 """The two networks of APGA: a classifier, by MONAI or small, and a masker, a U-Net with a VGG11's encoder or small."""
 
 import math
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.craft.weight_files import read_tensors
 from agent_trainer.seeding import seeded
 from cairn.errors import ConfigError
 
 CLASSIFIER, MASKER = "classifier", "masker"
 HEADS: Final = ("class_layers.out.", "head.")  # a classifier's last layer, of MONAI's and of the small one
-OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+)\.(norm|relu|conv)\.?([12])\.")  # as torchvision names layers
 GROUPS = 4  # of group norm, where the width allows it
 FILTERS = 32  # of the decoder's narrowest layer; TernausNet
 VGG11 = (64, 128, (256, 256), (512, 512), (512, 512))  # convolutions of a VGG11, a pool behind each group
@@ -194,37 +191,12 @@ def load_pretrained(built: nn.ModuleDict, config: ApgaConfig) -> None:
     """
     for name, path in ((CLASSIFIER, config.classifier_weights), (MASKER, config.masker_weights)):
         if path is not None and name in built:
-            _put(built[name], _read(path, f"{name}_weights"), f"{name}_weights: {path.name}", masker=name == MASKER)
-
-
-def _read(path: Path, setting: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(
-            f"{setting}: there is no file {path}; nothing is fetched at run time: put the weights there "
-            "(.safetensors, or a state dict as .pt or .pth), or leave the setting out to begin with random ones"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-            found: Mapping[str, object] = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is another thing
-        raise ConfigError(
-            f"{setting}: {path.name} holds no weights that can be read ({type(error).__name__})"
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        inner = found.get(wrapper) if isinstance(found, Mapping) else None
-        found = inner if isinstance(inner, Mapping) else found
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{setting}: {path.name} holds no weights by name; save a network's state dict")
-    return {_modern(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-
-
-def _modern(name: str) -> str:
-    name = name.removeprefix("module.")
-    return OLD_DENSENET.sub(r"\1.layers.\2\3.", name) if ".layers." not in name else name
+            _put(
+                built[name],
+                read_tensors(path, f"{name}_weights"),
+                f"{name}_weights: {path.name}",
+                masker=name == MASKER,
+            )
 
 
 def _put(network: nn.Module, found: dict[str, Tensor], what: str, *, masker: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_trainer.craft.augmentation import Augmentation
+from agent_trainer.craft.transfer import Transfer
 from agent_trainer.settings import ClassName, read_settings
 from agent_trainer.volumes.settings import LEAST_MM, MOST_MM, Modality
 
@@ -39,6 +40,7 @@ class SegmentationConfig(BaseModel):
     # A local file at whoever begins the run: another run's weights (fine-tuning, the paper's second setting), or for
     # AHNet those of a ResNet-50, of whose ImageNet weights the paper makes the encoder.
     weights: Path | None = None
+    transfer: Transfer = Transfer()  # which layers train, and another way to name a file; docs/craft/transfer.md
 
     # learning
     batch: int = Field(2, ge=1)  # patches; the paper is silent
@@ -56,6 +58,8 @@ class SegmentationConfig(BaseModel):
     def _fits(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes are {self.classes}; each may be named once")
+        if self.weights is not None and self.transfer.weights is not None:
+            raise ValueError("weights and transfer.weights both name a file; the network begins with one")
         step = self.step
         if any(side % step for side in self.patch):
             raise ValueError(

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Weights
+from agent_trainer.craft import transfer
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
-from agent_trainer.segmentation.networks import architecture, load_pretrained, network
+from agent_trainer.segmentation.networks import architecture, last_layer, load_pretrained, network
 from cairn.errors import Diverged
 
 WINDOWS: Final = 4  # of a volume that go through the network at once
@@ -66,6 +67,7 @@ class Learner:
         self.network = network(config, seed).to(self._device)
         kind = DiceLoss if config.loss == "dice" else DiceCELoss
         self._loss = kind(to_onehot_y=True, softmax=True)
+        self.staged = transfer.Staged(self.network, config.transfer, last_layer(self.network, config))
         self._parameters = list(self.network.parameters())
         self._adam = torch.optim.Adam(self._parameters, lr=config.learning_rate)
         for p in self._parameters:  # there from the start, so that a state can be put back whenever it was
@@ -103,11 +105,13 @@ class Learner:
                 )
             self._scale, self._clean = self._scale / 2, 0
         if self._mu:
+            anchor = [a for p, a in zip(self._parameters, self._anchor, strict=True) if p.requires_grad]
             torch._foreach_add_(
-                gradients, torch._foreach_sub([p.detach() for p in self._parameters], self._anchor), alpha=self._mu
+                gradients, torch._foreach_sub([p.detach() for p in self._training()], anchor), alpha=self._mu
             )
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._training(), gradients, strict=True):
             parameter.grad = gradient
+        self.staged.set_rate(self._adam, self.config.learning_rate, self.updates)
         self._adam.step()
         self._adam.zero_grad()
         self.updates += 1
@@ -119,13 +123,17 @@ class Learner:
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         with seeded((self._seed << 32) + self.updates, self._device):  # dropout's draws follow from the update's number
             with self._autocast():
-                logits = self.network.train()(x)
+                logits = self.staged.train(self.updates)(x)
             loss = self._loss(logits.float(), y)
-            found = torch.autograd.grad(loss * self._scale, self._parameters, allow_unused=True)
+            training = self._training()
+            found = torch.autograd.grad(loss * self._scale, training, allow_unused=True)
         gradients = [
-            torch.zeros_like(p) if g is None else g / self._scale for p, g in zip(self._parameters, found, strict=True)
+            torch.zeros_like(p) if g is None else g / self._scale for p, g in zip(training, found, strict=True)
         ]
         return gradients, loss.detach(), logits.detach().argmax(1, keepdim=True)
+
+    def _training(self) -> list[Tensor]:
+        return [p for p in self._parameters if p.requires_grad]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._reduced is None else torch.autocast(self._device.type, self._reduced)
@@ -228,4 +236,13 @@ def first_weights(config: SegmentationConfig, seed: int) -> Weights:
     """Return what a run begins with: those of a file where the config names one. Raises ConfigError."""
     built = network(config, seed)
     load_pretrained(built, config)
+    transfer.begin_with(built, config.transfer, last_layer(built, config))
     return as_weights(built)
+
+
+def remarks(config: SegmentationConfig) -> tuple[str, ...]:
+    """Say what a run's log is to begin with: which layers train."""
+    if config.transfer == transfer.Transfer():
+        return ()
+    built = network(config, 0)
+    return transfer.remarks(built, config.transfer, last_layer(built, config))

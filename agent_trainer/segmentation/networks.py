@@ -82,6 +82,13 @@ def architecture(config: SegmentationConfig) -> str:
     return f"{config.network}{sizes}, {len(config.classes)} classes and the background"
 
 
+def last_layer(built: nn.Module, config: SegmentationConfig) -> tuple[str, ...]:
+    """Name the layers that answer, which other classes need anew."""
+    heads = (head.rstrip(".") for head in HEADS[config.network])
+    names = [name for name, _ in built.named_parameters()]
+    return tuple(head for head in heads if any(name.startswith(f"{head}.") for name in names))
+
+
 def load_pretrained(built: nn.Module, config: SegmentationConfig) -> None:
     """Put the weights of a local file into the network; nothing is ever fetched.
 

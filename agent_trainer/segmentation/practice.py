@@ -16,7 +16,7 @@ from agent_trainer.craft.augmentation import augment
 from agent_trainer.craft.domains import keep_own, local_names
 from agent_trainer.saved_state import fitting
 from agent_trainer.segmentation.config import SegmentationConfig, read_config
-from agent_trainer.segmentation.learner import Learner, Step, first_weights
+from agent_trainer.segmentation.learner import Learner, Step, first_weights, remarks
 from agent_trainer.segmentation.measures import add, figures, measure, merge_validation
 from agent_trainer.segmentation.patches import cut, draw_middle, look_over
 from agent_trainer.volumes.reading import Volume, on_disk, read_volume
@@ -194,4 +194,4 @@ def begin(config: SegmentationConfig, place: Place) -> SegmentationPractice:
     return SegmentationPractice(volumes, config, place.seed, place.device, place.folder)
 
 
-SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation)
+SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks)
