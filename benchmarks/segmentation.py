@@ -134,3 +134,33 @@ def run(
             found = tested(made, test)
             also = {"seed": seed, "updates": updates, "cpu_s": round(spent)}
             yield {"name": f"segmentation/{name}", "value": found["dice"], "unit": "Dice", **found, **also}
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Write the lines of seeds that are complete as a table in Markdown: mean ± standard deviation over seeds.
+
+    A seed's local figure is the mean of its sites'; the last column is the mean difference to that, seed by seed.
+    """
+    by_seed: dict[int, dict[str, list[Line]]] = {}
+    for line in lines:
+        kind = line["name"].removeprefix("segmentation/").split("_")[0]
+        by_seed.setdefault(line["seed"], {}).setdefault(kind, []).append(line)
+    whole = {seed: kinds for seed, kinds in by_seed.items() if {"centralised", "federated"} <= kinds.keys()}
+    names = ("dice", *(f"dice/{name}" for name in SMALL["classes"]), "hd95_mm", "surface_dice")
+    rows = ["| | " + " | ".join(names) + " | Dice over local |", "|---" * (len(names) + 2) + "|"]
+    for kind in ("local", "centralised", "federated"):
+        found = np.array([[np.mean([one[n] for one in whole[s][kind]]) for n in names] for s in sorted(whole)])
+        local = np.array([np.mean([one["dice"] for one in whole[seed]["local"]]) for seed in sorted(whole)])
+        spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(names))
+        cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(found.mean(axis=0), spread, strict=True)]
+        over = found[:, 0] - local
+        gain = "" if kind == "local" else f"{over.mean():+.3f} ({(over > 0).sum()} of {len(over)} seeds)"
+        rows.append(f"| {kind} | {' | '.join(cells)} | {gain} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    print(table([json.loads(text) for text in Path(sys.argv[1]).read_text().splitlines()]))
