@@ -224,7 +224,7 @@ def draw_tasks(path: Path) -> None:
                 assert posed.wanted is not None
                 where = torch.ones_like(said, dtype=torch.bool) if posed.where is None else posed.where
                 shown.append(torch.where(where, said, posed.wanted)[0, 0].numpy())
-                titles.append("the answer" if posed.where is None else "the answer, where asked")
+                titles.append("the answer")
             else:
                 place = 2 if task == "rotation" else 0
                 chances = torch.softmax(said[place], 0).numpy()
