@@ -140,6 +140,8 @@ class Middle:
                     report(one)
             for one in run.evaluate(grid, self._sites(control)):
                 report(one)
+            if run.give_best(grid, self._sites(control)):
+                self._desk.log(f"the sites keep the weights of round {run.progress.best_round}, the best")
         return "done", run.finished
 
     def _sites(self, control: Control) -> dict[int, str]:

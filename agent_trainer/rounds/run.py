@@ -186,6 +186,29 @@ class Run:
         )
         yield from self._validated(attempt.play(self._desk.stopping))
 
+    def give_best(self, post: Post, sites: Mapping[int, str]) -> bool:
+        """Send the best round's weights to the sites, which keep them in place of the last; tells whether it did.
+
+        Early stopping ends behind its best round: what a site goes on using is not to be the last one.
+        Raises TrainingError when the best checkpoint cannot be read, Unreachable.
+        """
+        best = self.progress.best_round
+        if best in {0, self.progress.round}:
+            return False
+        found = self._checkpoints.load(best).weights
+        weights = lay.flatten({name: found[name] for name, _ in self._layout})
+        order = self._order(best, b"", evaluate=True)
+        content = RecordDict({WEIGHTS: arrays(weights), ROUND: order_record(order)})
+        kind, deadline = EVALUATE.format(self._spec.algorithm), self._spec.round_deadline * EVALUATION_SHARE
+
+        def judge(site: str, reply: Message) -> Outcome:
+            return Outcome(site, "trained", metrics=read_metrics(reply))
+
+        Attempt(post, content, kind, best, sites, 1, deadline.total_seconds(), judge, self._clock).play(
+            self._desk.stopping
+        )
+        return True
+
     def _due(self, number: int) -> bool:
         return self._spec.evaluate_every > 0 and number % self._spec.evaluate_every == 0
 

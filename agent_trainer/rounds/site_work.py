@@ -193,9 +193,10 @@ class SiteWork:
 
     def _take(self, practice: Practice, order: Order, weights: Vector, number: int) -> None:
         """Load the federation's weights, made by round `number`, and keep them for the site's page."""
-        found = self._put(practice, order, weights)
+        self._put(practice, order, weights)
         if number:
-            self._models.keep(Model(order.run, number, order.algorithm, practice.config, found))
+            # With what stays at home, so that the site's page answers as its validation does
+            self._models.keep(Model(order.run, number, order.algorithm, practice.config, practice.weights()))
 
     def _put(self, practice: Practice, order: Order, weights: Vector) -> Weights:
         check_layout(order.layout, layout_of(practice.weights()), "the run")

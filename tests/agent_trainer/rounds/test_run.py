@@ -312,6 +312,23 @@ def test_a_run_stops_early_when_validation_no_longer_improves(tmp_path):
         "stopped early after round 5: 2 validations without a better one than that of round 2 (3 mm)"
     )
     assert 2 in Checkpoints(tmp_path / "run", {}).rounds(), "the best checkpoint is kept"
+    errors = iter([3.4, 3.0])  # of the last round, and of the best again
+    list(run.evaluate(grid, sites))
+    assert run.give_best(grid, sites)
+    order, weights = read_order(grid.sites[1].seen[-1])
+    assert (order.number, weights.tolist()) == (2, [2.0] * 7), "the sites are left with the best round's weights"
+    assert grid.sites[1].seen[-1].metadata.message_type == "evaluate.dqn"
+
+
+def test_sites_are_sent_nothing_more_when_the_last_round_is_the_best(tmp_path):
+    grid, sites = post(adds(1, validation__sella__n=3, validation__sella__mean_mm=2.0))
+    run = begin(tmp_path, spec(rounds=1))
+    play(run, grid, sites)
+    assert not run.give_best(grid, sites), "nothing was validated"
+    list(run.evaluate(grid, sites))
+    seen = len(grid.sites[1].seen)
+    assert not run.give_best(grid, sites)
+    assert len(grid.sites[1].seen) == seen
 
 
 def test_of_a_classifier_the_round_with_the_largest_balanced_accuracy_is_the_best(tmp_path):
