@@ -17,6 +17,9 @@ from aggregator.dashboard.app import make_app
 from aggregator.intake.store import BlobStore
 from aggregator.intake.tallies_service import TalliesService
 from aggregator.intake.uploads import Uploads
+from aggregator.masking.arrivals import Arrivals
+from aggregator.masking.service import MaskingService
+from aggregator.masking.sums import Sums
 from aggregator.members import pki, trainer
 from aggregator.members.enrolment_service import EnrolmentService, Gate, RenewalService
 from aggregator.members.server_certificate import ServerCertificate
@@ -44,6 +47,7 @@ from cairn.invitation import Invitation
 from cairn.stopping import told_to_stop
 from cairn.v1 import (
     enrolment_pb2_grpc,
+    masking_pb2_grpc,
     operations_pb2_grpc,
     plans_pb2_grpc,
     tallies_pb2_grpc,
@@ -55,6 +59,7 @@ SITE, OPERATOR, TRAINER = frozenset({"site"}), frozenset({"operator"}), frozense
 ROLES: Mapping[str, frozenset[str]] = {
     "cairn.v1.Plans": SITE,
     "cairn.v1.Tallies": SITE,
+    "cairn.v1.Masking": SITE,
     "cairn.v1.Sites": OPERATOR,
     "cairn.v1.Studies": OPERATOR,
     "cairn.v1.Runs": OPERATOR,
@@ -109,6 +114,8 @@ class Aggregator:
         self._store = BlobStore(settings.blobs_url)
         self._board = Board(self.engine, now)
         self._bell = Bell()
+        self._masking_bell = Bell()
+        self._arrivals = Arrivals(self.engine, now, self._something_came)
         self._superlink: superlink.Superlink | None = None
         gate = Gate(self.engine, settings.federation, now)
         self._server = rpc.server([rpc.Admission(ROLES, gate, self._failed)], settings.limits.threads)
@@ -133,6 +140,7 @@ class Aggregator:
             largest=settings.limits.upload_bytes,
             now=now,
             counted=self._counted,
+            masked=self._arrivals,
         )
         self._coordinator = Coordinator(
             self.engine,
@@ -143,6 +151,7 @@ class Aggregator:
             now=now,
             log=log,
             metrics=self.metrics,
+            sums=Sums(self.engine, self._store, settings.spool, now, self._masking_bell.ring),
         )
         self._measure()
         self._serve_sites(authority)
@@ -161,6 +170,8 @@ class Aggregator:
         plans_pb2_grpc.add_PlansServicer_to_server(plans, self._server)
         tallies = TalliesService(self.engine, self._store, self._uploads)
         tallies_pb2_grpc.add_TalliesServicer_to_server(tallies, self._server)
+        masking = MaskingService(self.engine, self._arrivals, self._masking_bell)
+        masking_pb2_grpc.add_MaskingServicer_to_server(masking, self._server)
         renewal = RenewalService(self.engine, authority, self._now)
         enrolment_pb2_grpc.add_RenewalServicer_to_server(renewal, self._server)
         enrolment = EnrolmentService(self.engine, authority, attempts, self._now, address)
@@ -218,6 +229,7 @@ class Aggregator:
         self._health.enter_graceful_shutdown()
         self._board.stop()
         self._bell.stop()
+        self._masking_bell.stop()
         if self._superlink:
             self._superlink.ask()
         for done in [self._server.stop(GRACE_S), self._enrolment.stop(GRACE_S)]:

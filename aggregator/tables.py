@@ -251,6 +251,30 @@ class Merge(Base):
     at: Mapped[datetime] = mapped_column(Utc)
 
 
+class MaskingSession(Base):
+    """An attempt to sum a plan's tallies secretly; what it has come to is in its messages."""
+
+    __tablename__ = "masking_session"
+    __table_args__ = (UniqueConstraint("plan", "attempt"),)
+
+    digest: Mapped[str] = mapped_column(Hex256, primary_key=True)  # SHA-256 of `body`
+    plan: Mapped[str] = mapped_column(Hex256, ForeignKey("plan.fingerprint"), index=True)
+    attempt: Mapped[int] = mapped_column(Integer)  # from 1
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # canonical bytes of a cairn.masking Session
+    step_since: Mapped[datetime] = mapped_column(Utc)  # when the step that it waits in began
+
+
+class MaskingMessage(Base):
+    """A message of a session as it was accepted, or as it was first sent: never changed, never made again."""
+
+    __tablename__ = "masking_message"
+
+    session: Mapped[str] = mapped_column(Hex256, ForeignKey("masking_session.digest"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)  # aggregator/masking/ledger.py
+    site: Mapped[str] = mapped_column(Name, primary_key=True)  # that it came from; "" of the aggregator's own
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Audit(Base):
     """What happened and who did it. Rows are added, never changed nor removed: the database refuses both."""
 

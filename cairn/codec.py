@@ -29,6 +29,7 @@ from cairn.plan import (
     RecoveryPlan,
     ReplayPlan,
     ReplayRangesPlan,
+    Secrecy,
     Stage,
 )
 from cairn.sketch import SketchSpec
@@ -46,6 +47,8 @@ READERS = {PACKED: unpack, "none": read_plain}
 def encode_plan(plan: Plan) -> bytes:
     """Write a plan as the bytes that are published and fingerprinted."""
     message = plan_pb2.Plan(study=plan.study, window=plan.window)
+    if plan.secrecy is not None:
+        message.secrecy.CopyFrom(plan_pb2.Secrecy(**vars(plan.secrecy)))
     match plan.stage:
         case MomentsPlan(pixels):
             message.moments.pixels.CopyFrom(_pixels(pixels))
@@ -86,11 +89,16 @@ def decode_plan(published: bytes) -> Plan:
     """Read a plan from its published bytes. Raises PlanError when they are not a plan this version can follow."""
     try:
         message = plan_pb2.Plan.FromString(published)
-        return Plan(message.study, message.window, _stage(message))
+        return Plan(message.study, message.window, _stage(message), _secrecy(message))
     except (DecodeError, ValueError, OverflowError) as error:
         raise PlanError(
             "the published plan cannot be read; the aggregator may be newer than this site, update Cairn"
         ) from error
+
+
+def _secrecy(message: plan_pb2.Plan) -> Secrecy | None:
+    found = message.secrecy
+    return Secrecy(found.bits, found.may_drop, found.may_collude) if message.HasField("secrecy") else None
 
 
 def _sketch(sketch: SketchSpec) -> plan_pb2.SketchSpec:

@@ -182,12 +182,43 @@ Stage = PixelStage | ReplayStage
 
 
 @dataclass(frozen=True)
+class Secrecy:
+    """How a plan's tallies are masked, so that the aggregator learns their sum alone (cairn.masking).
+
+    bits         of the modulus: 32 or 64
+    may_drop     thousandths of the sites that may be lost before the sum is refused
+    may_collude  thousandths of the sites that may side with the aggregator before a site's counts are at risk
+    Raises PlanError.
+    """
+
+    bits: int
+    may_drop: int
+    may_collude: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in {32, 64} or not (0 <= self.may_drop < 500 and 0 <= self.may_collude < 500):
+            raise PlanError(
+                f"masking mod 2^{self.bits} with {self.may_drop} and {self.may_collude} of a thousand sites was asked "
+                "for; 2^32 or 2^64, and under 500 of a thousand, can be"
+            )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One stage of one study for one window: what a site is asked to tally."""
+    """One stage of one study for one window: what a site is asked to tally.
+
+    secrecy  None: tallies are sent in plain
+    """
 
     study: str
     window: int
     stage: Stage
+    secrecy: Secrecy | None = None
+
+    @property
+    def cells(self) -> int:
+        """Cells of all tables together: the words of a masked tally."""
+        return sum(math.prod(shape) for shape in self.stage.shapes().values())
 
 
 def fingerprint(published: bytes) -> bytes:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cairn.errors import PlanError
 
+LEAST_MASKED = 3  # sites; of two, each would learn the other's tally
 Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
 
 
@@ -38,6 +39,16 @@ class StudySpec(BaseModel):
         description="state → bands that mark it; the one in whose bands a cluster stands out most, else other",
     )
     auto_approve: bool = False
+    masking: Literal["auto", "on", "off"] = Field(
+        "auto", description="whether the aggregator learns sums alone; auto: yes where min_sites is 3 or more"
+    )
+    may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
+    may_collude: int = Field(
+        100, ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum"
+    )
+    masking_patience: timedelta = Field(
+        timedelta(minutes=10), gt=timedelta(0), description="for which a step of a masked sum waits for late sites"
+    )
 
     @model_validator(mode="after")
     def _bands_known(self) -> "StudySpec":
@@ -60,6 +71,20 @@ class StudySpec(BaseModel):
                 f"{self.components} components of {self.radix} bins make keys of over 63 bits; ask for fewer of either"
             )
         return self
+
+    @model_validator(mode="after")
+    def _enough_for_masking(self) -> "StudySpec":
+        if self.masking == "on" and self.min_sites < LEAST_MASKED:
+            raise ValueError(
+                f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {self.min_sites}; raise it, or set "
+                "masking to off"
+            )
+        return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether the aggregator learns sums alone."""
+        return self.masking == "on" or (self.masking == "auto" and self.min_sites >= LEAST_MASKED)
 
     @property
     def components(self) -> int:

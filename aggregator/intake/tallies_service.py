@@ -41,7 +41,8 @@ class TalliesService(tallies_pb2_grpc.TalliesServicer):
             if not plan:
                 plan = plan_name(request.fingerprint)
             if request.digest:
-                size = self._uploads.finish(plan, site, request.offset, request.data, _digest(request.digest))
+                digest = _digest(request.digest)
+                size = self._uploads.finish(plan, site, request.offset, request.data, digest, request.receipt)
                 return tallies_pb2.UploadResponse(committed_size=size)
             self._uploads.append(plan, site, request.offset, request.data)
         if not plan:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from sqlalchemy import Engine, select
@@ -25,12 +26,22 @@ from aggregator.intake.store import BlobStore, storage_full
 from cairn import codec
 from cairn.errors import ChecksumMismatch, OffsetMismatch, PlanMismatch, Revoked, TooLarge, UnknownPlan, WindowClosed
 from cairn.files import sync_folder
-from cairn.plan import Stage
+from cairn.plan import Plan, Stage
 from cairn.tally import check_table
 
 MESSAGE = 1 << 20
 CHUNK = 1 << 20
 UNNAMED = "unnamed"  # a partial file whose digest the site has not announced
+
+
+class Masked(Protocol):
+    """What becomes of masked words; both in a session of the caller's."""
+
+    def receipt(self, rows: Session, plan: str, site: str, digest: str, size: int, body: bytes) -> None:
+        """Take words that are whole in the store, with the receipt that their site signed. Raises MaskingError."""
+
+    def complete(self, rows: Session, plan: str, site: str, digest: str) -> bool:
+        """Tell whether they were taken before."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Uploads:
     largest  most bytes of any upload, whatever its plan
     now      the clock
     counted  called after an upload entered the ledger
+    masked   takes the words of masked plans, of which no tally is taken in plain
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class Uploads:
         largest: int,
         now: Callable[[], datetime],
         counted: Callable[[], None],
+        masked: Masked,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -72,6 +85,7 @@ class Uploads:
         self._largest = largest
         self._now = now
         self._counted = counted
+        self._masked = masked
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._quotas: dict[str, int] = {}  # of open plans; a published plan never changes
         self._locks_lock = threading.Lock()
@@ -109,26 +123,27 @@ class Uploads:
             part = self._part(plan, site)
             return _sync(part) if part.exists() else 0
 
-    def finish(self, plan: str, site: str, offset: int, data: bytes, digest: str) -> int:
+    def finish(self, plan: str, site: str, offset: int, data: bytes, digest: str, receipt: bytes = b"") -> int:
         """Append the last data, check the whole file and count it, once; returns its size.
 
+        receipt  that its site signed for masked words, empty for a tally in plain
         Finishing again with the same digest changes nothing. Raises as `append` does, and ChecksumMismatch and
-        PlanMismatch (the part is dropped), Revoked.
+        PlanMismatch (the part is dropped), Revoked, MaskingError.
         """
         with self._alone(plan, site):
             if self._in_ledger(plan, site, digest):
                 shutil.rmtree(self._folder(plan, site), ignore_errors=True)
-                return self._counted_size(plan, site)
+                return offset + len(data)
             self._append(plan, site, offset, data)
             part = self._part(plan, site)
             try:
-                check_file(part, digest, plan, self._open_stage(plan))
+                check_file(part, digest, plan, self._open_plan(plan), masked=bool(receipt))
             except (ChecksumMismatch, PlanMismatch):
                 part.unlink()
                 raise
             size = part.stat().st_size
             self._store.put(part, digest)
-            self._enter(plan, site, digest, size)
+            self._enter(plan, site, digest, size, receipt)
             shutil.rmtree(self._folder(plan, site), ignore_errors=True)
         self._counted()
         return size
@@ -167,7 +182,7 @@ class Uploads:
             part.parent.mkdir(parents=True, exist_ok=True)
             _append(part, data, size)
 
-    def _enter(self, plan: str, site: str, digest: str, size: int) -> None:
+    def _enter(self, plan: str, site: str, digest: str, size: int, receipt: bytes) -> None:
         with database.writing(self._engine) as session:
             # What was true when the file was checked may have changed since: the stage closed, the site revoked, or
             # another process of this aggregator counted the same upload.
@@ -177,6 +192,9 @@ class Uploads:
             member = session.get(tables.Member, site)
             if member is None or member.state != "enrolled":
                 raise Revoked(f"the site {site} was revoked while it sent its tally, which is not counted")
+            if receipt:
+                self._masked.receipt(session, plan, site, digest, size, receipt)
+                return
             progress = session.get(tables.Progress, (plan, site))
             session.add(
                 tables.Upload(
@@ -192,24 +210,20 @@ class Uploads:
 
     def _in_ledger(self, plan: str, site: str, digest: str) -> bool:
         with database.reading(self._engine) as session:
-            if _counted_already(session, plan, site, digest):
+            if _counted_already(session, plan, site, digest) or self._masked.complete(session, plan, site, digest):
                 return True
             _check_open(session, plan)
             return False
 
-    def _counted_size(self, plan: str, site: str) -> int:
+    def _open_plan(self, plan: str) -> Plan:
         with database.reading(self._engine) as session:
-            return session.scalars(select(tables.Upload.size).filter_by(plan=plan, site=site)).one()
-
-    def _open_stage(self, plan: str) -> Stage:
-        with database.reading(self._engine) as session:
-            return codec.decode_plan(_check_open(session, plan).published).stage
+            return codec.decode_plan(_check_open(session, plan).published)
 
     def _quota(self, plan: str) -> int:
         with self._locks_lock:
             known = self._quotas.get(plan)
         if known is None:
-            known = min(self._largest, quota(self._open_stage(plan)))
+            known = min(self._largest, quota(self._open_plan(plan).stage))
             with self._locks_lock:
                 self._quotas[plan] = known
         return known
@@ -231,11 +245,16 @@ class Uploads:
             yield
 
 
-def check_file(path: Path, digest: str, plan: str, stage: Stage) -> None:
+def check_file(path: Path, digest: str, name: str, plan: Plan, *, masked: bool) -> None:
     """Check a tally file against its digest, its plan and its own checksums, one table in memory at a time.
 
+    name    of the plan
+    masked  the file came as masked words, of which nothing but the digest can be checked here
     Raises ChecksumMismatch, PlanMismatch.
     """
+    if masked != (plan.secrecy is not None):
+        wanted, came = ("secretly", "in plain") if plan.secrecy else ("in plain", "masked")
+        raise PlanMismatch(f"the plan {name[:12]} is summed {wanted} and a tally came {came}; update this site's Cairn")
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -245,9 +264,11 @@ def check_file(path: Path, digest: str, plan: str, stage: Stage) -> None:
                 f"the file that arrived has SHA-256 {found.hexdigest()[:12]}, announced was {digest[:12]}; "
                 "send it again"
             )
+        if masked:
+            return
         file.seek(0)
         header = codec.read_header(file)
-        codec.check_header(header, bytes.fromhex(plan), stage)
+        codec.check_header(header, bytes.fromhex(name), plan.stage)
         for name, table in codec.read_tables(file, header.tables):
             check_table(name, table)
         if file.read(1):

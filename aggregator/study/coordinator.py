@@ -18,6 +18,7 @@ from aggregator import database, tables
 from aggregator.intake import closing, merging
 from aggregator.intake.store import BlobStore
 from aggregator.intake.uploads import Uploads
+from aggregator.masking.sums import Sums, Wanted
 from aggregator.study import records, steps, studies
 from aggregator.study.board import Board
 from aggregator.study.claims import claim
@@ -52,6 +53,7 @@ class Coordinator:
         now: Callable[[], datetime],
         log: structlog.typing.FilteringBoundLogger,
         metrics: Metrics,
+        sums: Sums,
         backend: kernels.Backend = "numba",
     ) -> None:
         self._engine = engine
@@ -62,6 +64,7 @@ class Coordinator:
         self._now = now
         self._log = log
         self._metrics = metrics
+        self._sums = sums
         self._backend = backend
         self._failures: dict[str, tuple[int, datetime]] = {}  # of a study: how often in a row, and when to try again
         self._something = threading.Event()
@@ -121,7 +124,8 @@ class Coordinator:
         if study is None or study.state in IDLE_STATES:
             return False
         if plan is not None and plan.state == "open":
-            return self._close(study, plan)
+            masked = codec.decode_plan(plan.published).secrecy is not None
+            return self._sum(study, plan) if masked else self._close(study, plan)
         if plan is not None and plan.state == "closed":
             return self._merge(plan)
         work = self._work(study, plan)
@@ -157,23 +161,38 @@ class Coordinator:
         self._uploads.forget(plan.fingerprint)
         return True
 
+    def _sum(self, study: tables.Study, plan: tables.Plan) -> bool:
+        """Take a masked sum one step on; its last step is the merge."""
+        spec = StudySpec.model_validate(study.spec)
+        with database.reading(self._engine) as session:
+            sites = records.participants(session, plan.fingerprint)
+        ready = [site.name for site in sites if site.enrolled and not site.refused]
+        turn = self._sums.turn(plan, Wanted(ready, spec.min_sites, plan.deadline, spec.masking_patience))
+        if not turn.changed and turn.message != study.message:
+            self._say(study.name, turn.message)
+        if turn.merged:
+            self._note_merge(plan, turn.merged)
+            self._uploads.forget(plan.fingerprint)
+        return turn.changed
+
     def _decide(self, session: Session, study: tables.Study, plan: tables.Plan) -> studies.Close | studies.Wait:
         min_sites = StudySpec.model_validate(study.spec).min_sites
         sites = records.participants(session, plan.fingerprint)
         return studies.closing(sites, min_sites, plan.deadline, self._now())
 
     def _merge(self, plan: tables.Plan) -> bool:
-        started = self._now()
         spool = self._folder / "spool"
         merged = closing.merge_closed(self._engine, self._store, spool, plan, AGGREGATOR, self._now)
         if merged is None:
             return False
+        self._note_merge(plan, len(merged))
+        return True
+
+    def _note_merge(self, plan: tables.Plan, sites: int) -> None:
         self._metrics.merges.inc()
         seconds = (self._now() - plan.opened_at).total_seconds()
         self._metrics.stage_seconds.labels(plan.stage).observe(seconds)
-        took = (self._now() - started).total_seconds()
-        self._log.info("merged", study=plan.study, stage=plan.stage, window=plan.window, sites=len(merged), s=took)
-        return True
+        self._log.info("merged", study=plan.study, stage=plan.stage, window=plan.window, sites=sites)
 
     def _work(self, study: tables.Study, plan: tables.Plan | None) -> Work | None:
         """Read what the next computation needs, and return the computation; None when there is nothing to compute."""

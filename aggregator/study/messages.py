@@ -1,7 +1,7 @@
 """A study's specification as its message on the wire, and back."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -21,13 +21,17 @@ _NUMBERS = (
     "clusters",
     "n_neighbors",
 )
+_WORDS = ("clustering", "masking")
+_SHARES: tuple[Literal["may_drop", "may_collude"], ...] = ("may_drop", "may_collude")
+_SPANS: tuple[Literal["stage_deadline", "masking_patience"], ...] = ("stage_deadline", "masking_patience")
 
 
 def spec_message(spec: StudySpec) -> operations_pb2.StudySpec:
     """Write a specification as its message."""
-    values = spec.model_dump(exclude={"states", "stage_deadline"})
+    values = spec.model_dump(exclude={"states", *_SPANS})
     message = operations_pb2.StudySpec(**values)
-    message.stage_deadline.FromTimedelta(spec.stage_deadline)
+    for name in _SPANS:
+        getattr(message, name).FromTimedelta(getattr(spec, name))
     for state, bands in spec.states.items():
         message.states.add(state=state, bands=bands)
     return message
@@ -45,10 +49,9 @@ def read_spec(message: operations_pb2.StudySpec) -> StudySpec:
         "states": {rule.state: tuple(rule.bands) for rule in message.states},
     }
     values.update({name: getattr(message, name) for name in _NUMBERS if getattr(message, name)})
-    if message.clustering:
-        values["clustering"] = message.clustering
-    if message.HasField("stage_deadline"):
-        values["stage_deadline"] = _span(message.stage_deadline)
+    values.update({name: getattr(message, name) for name in _WORDS if getattr(message, name)})
+    values.update({name: getattr(message, name) for name in _SHARES if message.HasField(name)})
+    values.update({name: _span(getattr(message, name)) for name in _SPANS if message.HasField(name)})
     return parse_spec(values)
 
 

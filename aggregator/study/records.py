@@ -136,7 +136,7 @@ def advance(
     if outcome.event == "extended":
         study.window += 1
     if outcome.plan is not None:
-        publish(session, outcome.plan, now + spec.stage_deadline, now)
+        publish(session, studies.as_published(spec, outcome.plan), now + spec.stage_deadline, now)
     study.state, study.results, study.message = state, results, message[:MESSAGE]
     database.audit(session, now, actor, "advance", study.name, event=outcome.event, state=state, window=study.window)
     return True

@@ -44,7 +44,7 @@ class StudiesService(operations_pb2_grpc.StudiesServicer):
     ) -> operations_pb2.CreateStudyResponse:
         """Publish the first plan of a new study."""
         spec, now = read_spec(request.spec), self._now()
-        plan = studies.moments_plan(spec)
+        plan = studies.as_published(spec, studies.moments_plan(spec))
         with database.writing(self._engine) as session:
             records.check_name(session, spec.name)
             session.add(

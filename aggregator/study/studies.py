@@ -5,7 +5,7 @@ Pure: no database, no clock, no network. `aggregator.study.coordinator` asks her
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, cast, get_args
 
@@ -21,6 +21,7 @@ from cairn.plan import (
     Plan,
     RangesPlan,
     RecoveryPlan,
+    Secrecy,
     StageName,
     prefix_levels,
 )
@@ -135,6 +136,11 @@ def closing(sites: Sequence[Participant], min_sites: int, deadline: datetime, no
         + (f", {len(missing)} did not before the deadline" if missing else "")
         + "; the stage waits for more"
     )
+
+
+def as_published(spec: StudySpec, plan: Plan) -> Plan:
+    """Say of a plan how its tallies are summed, as the study wants it."""
+    return replace(plan, secrecy=Secrecy(64, spec.may_drop, spec.may_collude) if spec.masked else None)
 
 
 def moments_plan(spec: StudySpec) -> Plan:

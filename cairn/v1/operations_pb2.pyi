@@ -217,6 +217,10 @@ class StudySpec(_message.Message):
     EMBEDDING_SEED_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     AUTO_APPROVE_FIELD_NUMBER: _builtins.int
+    MASKING_FIELD_NUMBER: _builtins.int
+    MAY_DROP_FIELD_NUMBER: _builtins.int
+    MAY_COLLUDE_FIELD_NUMBER: _builtins.int
+    MASKING_PATIENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     pixel_offset: _builtins.float
     pixel_scale: _builtins.float
@@ -238,6 +242,12 @@ class StudySpec(_message.Message):
     embedding_seed: _builtins.int
     auto_approve: _builtins.bool
     """Goes on from the embedding to the codebook without waiting for `approve`."""
+    masking: _builtins.str
+    """Whether the aggregator learns sums alone: "on", "off", or "auto" where min_sites is 3 or more."""
+    may_drop: _builtins.int
+    """Thousandths of the sites that may be lost in a masked sum."""
+    may_collude: _builtins.int
+    """Thousandths of the sites that may side with the aggregator in a masked sum."""
     @_builtins.property
     def bands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -246,6 +256,10 @@ class StudySpec(_message.Message):
 
     @_builtins.property
     def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateRule]: ...
+    @_builtins.property
+    def masking_patience(self) -> _duration_pb2.Duration:
+        """For which a step of a masked sum waits for late sites."""
+
     def __init__(
         self,
         *,
@@ -268,12 +282,23 @@ class StudySpec(_message.Message):
         embedding_seed: _builtins.int = ...,
         states: _abc.Iterable[Global___StateRule] | None = ...,
         auto_approve: _builtins.bool = ...,
+        masking: _builtins.str = ...,
+        may_drop: _builtins.int | None = ...,
+        may_collude: _builtins.int | None = ...,
+        masking_patience: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stage_deadline", b"stage_deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "stage_deadline", b"stage_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_approve", b"auto_approve", "bands", b"bands", "clustering", b"clustering", "clusters", b"clusters", "depth", b"depth", "dimensions", b"dimensions", "embedding_seed", b"embedding_seed", "min_count", b"min_count", "min_sites", b"min_sites", "n_neighbors", b"n_neighbors", "name", b"name", "pixel_offset", b"pixel_offset", "pixel_scale", b"pixel_scale", "radix", b"radix", "range_quantile", b"range_quantile", "stage_deadline", b"stage_deadline", "states", b"states", "top_k", b"top_k", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "auto_approve", b"auto_approve", "bands", b"bands", "clustering", b"clustering", "clusters", b"clusters", "depth", b"depth", "dimensions", b"dimensions", "embedding_seed", b"embedding_seed", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_count", b"min_count", "min_sites", b"min_sites", "n_neighbors", b"n_neighbors", "name", b"name", "pixel_offset", b"pixel_offset", "pixel_scale", b"pixel_scale", "radix", b"radix", "range_quantile", b"range_quantile", "stage_deadline", b"stage_deadline", "states", b"states", "top_k", b"top_k", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__may_collude: _TypeAlias = _typing.Literal["may_collude"]  # noqa: Y015
+    _WhichOneofArgType__may_collude: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude"]  # noqa: Y015
+    _WhichOneofReturnType__may_drop: _TypeAlias = _typing.Literal["may_drop"]  # noqa: Y015
+    _WhichOneofArgType__may_drop: _TypeAlias = _typing.Literal["_may_drop", b"_may_drop"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__may_collude) -> _WhichOneofReturnType__may_collude | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__may_drop) -> _WhichOneofReturnType__may_drop | None: ...
 
 Global___StudySpec: _TypeAlias = StudySpec  # noqa: Y015
 

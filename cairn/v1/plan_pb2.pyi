@@ -35,6 +35,7 @@ class Plan(_message.Message):
     CODEBOOK_FIELD_NUMBER: _builtins.int
     REPLAY_RANGES_FIELD_NUMBER: _builtins.int
     REPLAY_FIELD_NUMBER: _builtins.int
+    SECRECY_FIELD_NUMBER: _builtins.int
     study: _builtins.str
     """The study's name, or of the replay stages the training run's."""
     window: _builtins.int
@@ -53,6 +54,10 @@ class Plan(_message.Message):
     def replay_ranges(self) -> Global___ReplayRanges: ...
     @_builtins.property
     def replay(self) -> Global___Replay: ...
+    @_builtins.property
+    def secrecy(self) -> Global___Secrecy:
+        """Set: tallies are summed secretly (Masking), and none is taken in plain."""
+
     def __init__(
         self,
         *,
@@ -65,16 +70,47 @@ class Plan(_message.Message):
         codebook: Global___Codebook | None = ...,
         replay_ranges: Global___ReplayRanges | None = ...,
         replay: Global___Replay | None = ...,
+        secrecy: Global___Secrecy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "stage", b"stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "stage", b"stage", "study", b"study", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "study", b"study", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay"]  # noqa: Y015
     _WhichOneofArgType_stage: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stage) -> _WhichOneofReturnType_stage | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class Secrecy(_message.Message):
+    """How a plan's tallies are masked; the numbers of cairn.masking."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BITS_FIELD_NUMBER: _builtins.int
+    MAY_DROP_FIELD_NUMBER: _builtins.int
+    MAY_COLLUDE_FIELD_NUMBER: _builtins.int
+    bits: _builtins.int
+    """Of the modulus: 32 or 64."""
+    may_drop: _builtins.int
+    """Thousandths of the sites that may be lost before the sum is refused."""
+    may_collude: _builtins.int
+    """Thousandths of the sites that may side with the aggregator before a site's counts are at risk."""
+    def __init__(
+        self,
+        *,
+        bits: _builtins.int = ...,
+        may_drop: _builtins.int = ...,
+        may_collude: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "may_collude", b"may_collude", "may_drop", b"may_drop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Secrecy: _TypeAlias = Secrecy  # noqa: Y015
 
 @_typing.final
 class Pixels(_message.Message):

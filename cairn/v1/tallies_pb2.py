@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61irn/v1/tallies.proto\x12\x08\x63\x61irn.v1\"9\n\x12QueryUploadRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"?\n\x13QueryUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"R\n\rUploadRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"(\n\x0eUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\")\n\x12\x46\x65tchMergedRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\"#\n\x13\x46\x65tchMergedResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Z\n\x0bTallyHeader\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12%\n\x06tables\x18\x03 \x03(\x0b\x32\x15.cairn.v1.TableHeader\"s\n\x0bTableHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x13\n\x0bstored_size\x18\x05 \x01(\x04\x12\x13\n\x0b\x63ompression\x18\x06 \x01(\t2\xe2\x01\n\x07Tallies\x12J\n\x0bQueryUpload\x12\x1c.cairn.v1.QueryUploadRequest\x1a\x1d.cairn.v1.QueryUploadResponse\x12=\n\x06Upload\x12\x17.cairn.v1.UploadRequest\x1a\x18.cairn.v1.UploadResponse(\x01\x12L\n\x0b\x46\x65tchMerged\x12\x1c.cairn.v1.FetchMergedRequest\x1a\x1d.cairn.v1.FetchMergedResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61irn/v1/tallies.proto\x12\x08\x63\x61irn.v1\"9\n\x12QueryUploadRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"?\n\x13QueryUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"c\n\rUploadRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0f\n\x07receipt\x18\x05 \x01(\x0c\"(\n\x0eUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\")\n\x12\x46\x65tchMergedRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\"#\n\x13\x46\x65tchMergedResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Z\n\x0bTallyHeader\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12%\n\x06tables\x18\x03 \x03(\x0b\x32\x15.cairn.v1.TableHeader\"s\n\x0bTableHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x13\n\x0bstored_size\x18\x05 \x01(\x04\x12\x13\n\x0b\x63ompression\x18\x06 \x01(\t2\xe2\x01\n\x07Tallies\x12J\n\x0bQueryUpload\x12\x1c.cairn.v1.QueryUploadRequest\x1a\x1d.cairn.v1.QueryUploadResponse\x12=\n\x06Upload\x12\x17.cairn.v1.UploadRequest\x1a\x18.cairn.v1.UploadResponse(\x01\x12L\n\x0b\x46\x65tchMerged\x12\x1c.cairn.v1.FetchMergedRequest\x1a\x1d.cairn.v1.FetchMergedResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYUPLOADRESPONSE']._serialized_start=95
   _globals['_QUERYUPLOADRESPONSE']._serialized_end=158
   _globals['_UPLOADREQUEST']._serialized_start=160
-  _globals['_UPLOADREQUEST']._serialized_end=242
-  _globals['_UPLOADRESPONSE']._serialized_start=244
-  _globals['_UPLOADRESPONSE']._serialized_end=284
-  _globals['_FETCHMERGEDREQUEST']._serialized_start=286
-  _globals['_FETCHMERGEDREQUEST']._serialized_end=327
-  _globals['_FETCHMERGEDRESPONSE']._serialized_start=329
-  _globals['_FETCHMERGEDRESPONSE']._serialized_end=364
-  _globals['_TALLYHEADER']._serialized_start=366
-  _globals['_TALLYHEADER']._serialized_end=456
-  _globals['_TABLEHEADER']._serialized_start=458
-  _globals['_TABLEHEADER']._serialized_end=573
-  _globals['_TALLIES']._serialized_start=576
-  _globals['_TALLIES']._serialized_end=802
+  _globals['_UPLOADREQUEST']._serialized_end=259
+  _globals['_UPLOADRESPONSE']._serialized_start=261
+  _globals['_UPLOADRESPONSE']._serialized_end=301
+  _globals['_FETCHMERGEDREQUEST']._serialized_start=303
+  _globals['_FETCHMERGEDREQUEST']._serialized_end=344
+  _globals['_FETCHMERGEDRESPONSE']._serialized_start=346
+  _globals['_FETCHMERGEDRESPONSE']._serialized_end=381
+  _globals['_TALLYHEADER']._serialized_start=383
+  _globals['_TALLYHEADER']._serialized_end=473
+  _globals['_TABLEHEADER']._serialized_start=475
+  _globals['_TABLEHEADER']._serialized_end=590
+  _globals['_TALLIES']._serialized_start=593
+  _globals['_TALLIES']._serialized_end=819
 # @@protoc_insertion_point(module_scope)

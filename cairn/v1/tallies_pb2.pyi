@@ -72,12 +72,15 @@ class UploadRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.bytes
     """Only in the first message."""
     offset: _builtins.int
     data: _builtins.bytes
     digest: _builtins.bytes
     """Only in the last message: SHA-256 of the whole file."""
+    receipt: _builtins.bytes
+    """Only in the last message of masked words, which then are the file: the SignedReceipt (cairn.masking, message 5)."""
     def __init__(
         self,
         *,
@@ -85,10 +88,11 @@ class UploadRequest(_message.Message):
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         digest: _builtins.bytes = ...,
+        receipt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "fingerprint", b"fingerprint", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "fingerprint", b"fingerprint", "offset", b"offset", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
