@@ -87,6 +87,7 @@ class Offers:
         self._log = log
         self._lock = threading.RLock()
         self._offers: dict[bytes, Offer] = {}
+        self.known = False  # whether the aggregator has told what is open, since this service began
 
     def take(self, published: Sequence[bytes]) -> None:
         """Take the list of open plans as it is now. Raises IdentityError when the answers are not heard for that."""
@@ -95,6 +96,7 @@ class Offers:
             for data in published:
                 of = fingerprint(data)
                 now[of] = self._offers.get(of) or self._first_sight(data, of)
+            self.known = True
             self._offers = now  # at once: the work on a plan is given up as soon as it is not open
             self._tell()
 
@@ -123,6 +125,11 @@ class Offers:
     def open(self, of: bytes) -> bool:
         """Tell whether a plan is on offer still."""
         return of in self._offers
+
+    def masked(self, of: bytes) -> bool:
+        """Tell whether a plan is on offer whose tallies are summed secretly."""
+        offer = self._offers.get(of)
+        return offer is not None and offer.plan is not None and offer.plan.secrecy is not None
 
     def _first_sight(self, data: bytes, of: bytes) -> Offer:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 FIRST = "0" * 64
-Event = Literal["answer", "tally", "acknowledged", "report", "update"]
+Event = Literal["answer", "tally", "acknowledged", "report", "update", "masking"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Departure:
     event    answer: the site takes part in a plan or not · tally: its bytes are about to be sent · acknowledged: the
              aggregator has all of it · report: numbers of files and pixels done, and kinds of problems; one line for
              all reports of a plan with the same problems, with the first one's size and digest · update: a model update
-             is about to be handed to Flower
+             is about to be handed to Flower · masking: a message of a masked sum, which holds nothing of the counts
     what     one sentence or word for a person
     size     bytes
     digest   SHA-256 of what left, hexadecimal; empty for an answer

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set
 
 from cairn import __version__, enrolment
@@ -72,6 +74,18 @@ def read_enrolled(identity: Path) -> Enrolled:
         ) from error
     who = certificate_identity(certificate)
     return Enrolled(who.name, who.federation, address, certificate.not_valid_after_utc)
+
+
+def read_key(identity: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """Read this site's private key, and the certificate of the federation's CA. Raises NotEnrolled."""
+    files = enrolment.tls_files(identity)
+    try:
+        key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+        authority = x509.load_pem_x509_certificate(files.ca.read_bytes())
+    except (OSError, ValueError) as error:
+        raise NotEnrolled("this site's key or its federation's CA cannot be read; enrol again") from error
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # enrolment makes no others
+    return key, authority
 
 
 def in_words(error: BaseException | None, address: str) -> str:

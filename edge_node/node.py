@@ -3,9 +3,11 @@
     Connection.watch → Node._offered → Offers.take
       → PixelTallies.run → worker.count ─┐
       → ReplayTallies.run → tally_of ────┴→ Outbox.seal → Sending.run → Uplink.deliver
+                                                        → MaskedTallies.run → Steps.answer → Uplink.send_words
 
-Four threads, one each for watching, counting, sending and reporting, and two more at a site that trains; they share the
-board, the outbox and the offers. What is on the disk (windows, outbox, audit log) is all that a restart needs.
+Five threads, one each for watching, counting, sending, masked sums and reporting, and two more at a site that trains;
+they share the board, the outbox and the offers. What is on the disk (windows, outbox, memories of masked sums, audit
+log) is all that a restart needs.
 """
 
 import fcntl
@@ -19,7 +21,10 @@ from cairn.errors import ConfigError, IdentityError
 from edge_node import local_service
 from edge_node.approval import Offers, reason_against
 from edge_node.audit import AuditLog, first_broken
-from edge_node.connection import Connection, Reports, Wanted, read_enrolled
+from edge_node.connection import Connection, Reports, Wanted, read_enrolled, read_key
+from edge_node.masking.memories import Memories
+from edge_node.masking.steps import Who
+from edge_node.masking.tallies import MaskedTallies
 from edge_node.outbox import Outbox
 from edge_node.page import app as page
 from edge_node.pixel_tallies import PixelTallies
@@ -91,13 +96,32 @@ class Node:
             changed=self._note_plans,
             log=log,
         )
+        self._masked = MaskedTallies(
+            Who(
+                self._enrolled.site,
+                self._enrolled.federation,
+                *read_key(identity),
+                settings.masking.least,
+                settings.masking.peers,
+            ),
+            Memories(state / "masking"),
+            channel=self._connection.channel,
+            uplink=uplink,
+            offers=offers,
+            outbox=outbox,
+            board=board,
+            audit_log=self._audit,
+            changed=self._note_plans,
+            now=lambda: datetime.now(UTC),
+            log=log,
+        )
         self._pixels = PixelTallies(
             settings,
             offers=offers,
             outbox=outbox,
             board=board,
             report=self._reports.send,
-            sealed=self._sending.wake,
+            sealed=self._sealed,
             changed=self._note_plans,
             log=log,
         )
@@ -153,6 +177,7 @@ class Node:
             "watch": lambda: self._connection.watch(self._offered),
             "pixels": lambda: self._pixels.run(halt),
             "uplink": lambda: self._sending.run(halt, rescan_s),
+            "masking": lambda: self._masked.run(halt, rescan_s),
             "reports": lambda: self._reports.run(halt),
         }
         if training := self._training:
@@ -204,7 +229,12 @@ class Node:
         """Let everybody look: plans have come or gone, or the service stops."""
         self._pixels.wake()
         self._replay.wake()
+        self._sealed()
+
+    def _sealed(self) -> None:
+        """Let those look who take tallies to the aggregator."""
         self._sending.wake()
+        self._masked.wake()
 
     def _tally_gone(self) -> None:
         self._pixels.wake()  # one that was damaged is counted again
@@ -233,7 +263,7 @@ class Node:
         self._board.plans(notes)
 
     def _waiting(self) -> int:
-        return len(self._outbox.listed("pending"))
+        return len(self._outbox.listed("pending")) + len(self._outbox.listed("masked"))
 
     def _check_audit(self) -> None:
         broken = first_broken(self._audit.path)

@@ -1,6 +1,7 @@
 """The outbox: sealed tallies as files, each in the folder that says its state.
 
-    pending/  sealed, to be sent · sent/  in the aggregator's ledger · parked/  sealed, not wanted (any more)
+    pending/  sealed, to be sent · masked/  sealed, to be summed secretly: never sent as it is
+    sent/     in the aggregator's ledger, or in a masked sum · parked/  sealed, not wanted (any more)
 
 A file's name says what it is: study.stage.window.fingerprint.tally. It appears whole by an atomic rename, flushed to
 the disk, and moves between folders the same way, so that a crash at any instant leaves every tally in one state.
@@ -20,7 +21,7 @@ from cairn.plan import Plan
 from cairn.rpc import NAME
 from cairn.tally import Tally
 
-State = Literal["pending", "sent", "parked"]
+State = Literal["pending", "masked", "sent", "parked"]
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _FILE = re.compile(rf"({NAME.pattern})\.([a-z_]+)\.([0-9]+)\.([0-9a-f]{{64}})\.tally")
 _BLOCK = 1 << 20
@@ -72,7 +73,7 @@ class Outbox:
                 part.unlink()
 
     def seal(self, plan: Plan, tally: Tally) -> Sealed:
-        """Write a tally, to be sent. A second time for the same plan changes nothing: the first stays.
+        """Write a tally, to be sent or, when its plan says so, to be summed secretly. A second time changes nothing.
 
         Raises PlanError for a study whose name is no name; OSError on a full disk, and nothing is left.
         """
@@ -82,7 +83,7 @@ class Outbox:
         if found:
             return found[1]
         name = f"{plan.study}.{plan.stage.stage}.{plan.window}.{tally.fingerprint.hex()}.tally"
-        path = self._folders["pending"] / name
+        path = self._folders["pending" if plan.secrecy is None else "masked"] / name
         write_tally(path, tally)
         return _sealed(path)
 

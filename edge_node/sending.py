@@ -78,6 +78,9 @@ class Sending:
         """Send again what the aggregator asks for anew, after it was restored from a backup; forget what is over."""
         for sealed in [*self._outbox.listed("sent"), *self._outbox.listed("parked")]:
             if self._offers.open(sealed.fingerprint):
+                if self._offers.masked(sealed.fingerprint):
+                    self._outbox.move(sealed, "masked")
+                    continue
                 with suppress(WindowClosed):
                     if not self._uplink.complete(sealed):
                         self._outbox.move(sealed, "pending")

@@ -129,6 +129,17 @@ class Training(_Section):
         return {"scenes": self.scenes, "labelled": self.labelled, "volumes": self.volumes}
 
 
+class Masking(_Section):
+    """With whom this site is ready to be summed.
+
+    least  sites in a sum, itself among them; with fewer it sends nothing
+    peers  patterns of names; None allows every site that the federation's CA has certified
+    """
+
+    least: int = Field(3, ge=3)
+    peers: tuple[str, ...] | None = None
+
+
 class SiteSettings(Settings):
     """The whole of site.toml."""
 
@@ -136,6 +147,7 @@ class SiteSettings(Settings):
     images: Images
     approval: Approval
     training: Training | None = None
+    masking: Masking = Masking()
     labels: Labels = Labels()
     local: Local = Local()
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"

@@ -13,7 +13,7 @@ import structlog
 from cairn.files import write_atomically
 
 Connection = Literal["connecting", "connected", "away", "refused"]
-PlanState = Literal["refused", "waiting", "round", "counting", "pending", "sent", "parked"]
+PlanState = Literal["refused", "waiting", "round", "counting", "pending", "masked", "sent", "parked"]
 TrainingState = Literal["off", "impossible", "waiting", "starting", "running", "failing"]
 
 

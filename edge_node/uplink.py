@@ -20,6 +20,7 @@ from cairn.errors import (
     CairnError,
     ChecksumMismatch,
     IdentityError,
+    MaskingError,
     OffsetMismatch,
     PlanError,
     TooLarge,
@@ -59,9 +60,14 @@ class _Delivery:
     sealed: Sealed
     digest: bytes
     size: int
+    receipt: bytes = b""  # of masked words
     committed: int = 0
     failures: int = 0
     damaged: bool = False
+
+    def intact(self) -> bool:
+        """Tell whether the file still is what it was."""
+        return self.sealed.digest() == self.digest if self.receipt else self.sealed.intact()
 
     def reached(self, committed: int) -> None:
         if committed > self.committed:
@@ -70,7 +76,7 @@ class _Delivery:
 
     def may_pass(self, error: BaseException) -> bool:
         """Tell whether the failure is one that a later attempt can do without."""
-        final = (WindowClosed, PlanError, TooLarge, IdentityError)
+        final = (WindowClosed, PlanError, TooLarge, MaskingError, IdentityError)
         return isinstance(error, CairnError) and not isinstance(error, final) and not self.damaged
 
 
@@ -112,6 +118,29 @@ class Uplink:
         Raises IdentityError when this site may not send (revoked, not enrolled).
         """
         delivery = _Delivery(sealed, sealed.digest(), sealed.path.stat().st_size)
+        try:
+            outcome = self._send(delivery)
+        except (WindowClosed, PlanError, TooLarge) as error:
+            self._outbox.move(sealed, "parked")
+            self._trouble(f"the tally of {sealed.study}, {sealed.stage} is kept here and was not taken: {error}")
+            return "parked"
+        if outcome == "damaged":
+            self._outbox.discard(sealed)
+            self._trouble(f"the tally of {sealed.study}, {sealed.stage} was damaged on this disk; it is counted again")
+        elif outcome == "sent":
+            self._outbox.move(sealed, "sent")
+        return outcome
+
+    def send_words(self, words: Sealed, receipt: bytes) -> Outcome:
+        """Send masked words with the receipt that this site signed for them; the file stays where it is.
+
+        Raises IdentityError; WindowClosed, MaskingError when they came too late for their sum.
+        """
+        return self._send(_Delivery(words, words.digest(), words.path.stat().st_size, receipt))
+
+    def _send(self, delivery: _Delivery) -> Outcome:
+        """Send until all is in the ledger, or `stop` is set. Raises what no later attempt can do without."""
+        sealed = delivery.sealed
         self._note("tally", delivery)
         try:
             for attempt in Retrying(
@@ -123,20 +152,11 @@ class Uplink:
             ):
                 with attempt, errors_from_wire():
                     self._attempt(delivery)
-        except (WindowClosed, PlanError, TooLarge) as error:
-            self._outbox.move(sealed, "parked")
-            self._trouble(f"the tally of {sealed.study}, {sealed.stage} is kept here and was not taken: {error}")
-            return "parked"
-        except IdentityError:
+        except (WindowClosed, PlanError, TooLarge, MaskingError, IdentityError):
             raise
         except CairnError:
-            if not delivery.damaged:
-                return "stopped"
-            self._outbox.discard(sealed)
-            self._trouble(f"the tally of {sealed.study}, {sealed.stage} was damaged on this disk; it is counted again")
-            return "damaged"
+            return "damaged" if delivery.damaged else "stopped"
         self._note("acknowledged", delivery)
-        self._outbox.move(sealed, "sent")
         self._log.info(
             "tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size
         )
@@ -179,7 +199,7 @@ class Uplink:
             self._append(delivery)
         except ChecksumMismatch:
             # Hurt on the way: the aggregator has dropped it and all goes again. Hurt on this disk: it never will pass.
-            delivery.damaged = not delivery.sealed.intact()
+            delivery.damaged = not delivery.intact()
             raise
 
     def _append(self, delivery: _Delivery) -> None:
@@ -197,7 +217,7 @@ class Uplink:
                 message.offset, message.data = offset, file.read(MESSAGE)
                 offset += len(message.data)
                 if offset >= delivery.size:
-                    message.digest = delivery.digest
+                    message.digest, message.receipt = delivery.digest, delivery.receipt
                 self._sent(len(message.data))
                 yield message
                 if offset >= delivery.size:
@@ -222,7 +242,7 @@ class Uplink:
         self._audit.append_once(
             audit.Departure(
                 event=event,
-                what=f"tally of {sealed.stage}",
+                what=f"{'masked ' if delivery.receipt else ''}tally of {sealed.stage}",
                 study=sealed.study,
                 stage=sealed.stage,
                 window=sealed.window,

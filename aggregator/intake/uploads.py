@@ -245,16 +245,16 @@ class Uploads:
             yield
 
 
-def check_file(path: Path, digest: str, name: str, plan: Plan, *, masked: bool) -> None:
+def check_file(path: Path, digest: str, of: str, plan: Plan, *, masked: bool) -> None:
     """Check a tally file against its digest, its plan and its own checksums, one table in memory at a time.
 
-    name    of the plan
+    of      fingerprint of the plan
     masked  the file came as masked words, of which nothing but the digest can be checked here
     Raises ChecksumMismatch, PlanMismatch.
     """
     if masked != (plan.secrecy is not None):
         wanted, came = ("secretly", "in plain") if plan.secrecy else ("in plain", "masked")
-        raise PlanMismatch(f"the plan {name[:12]} is summed {wanted} and a tally came {came}; update this site's Cairn")
+        raise PlanMismatch(f"the plan {of[:12]} is summed {wanted} and a tally came {came}; update this site's Cairn")
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -268,7 +268,7 @@ def check_file(path: Path, digest: str, name: str, plan: Plan, *, masked: bool) 
             return
         file.seek(0)
         header = codec.read_header(file)
-        codec.check_header(header, bytes.fromhex(name), plan.stage)
+        codec.check_header(header, bytes.fromhex(of), plan.stage)
         for name, table in codec.read_tables(file, header.tables):
             check_table(name, table)
         if file.read(1):

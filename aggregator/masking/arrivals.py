@@ -35,10 +35,10 @@ class Arrivals:
             held = _open(rows, session)
             if held.messages.get(("advertisement", site)) == body:
                 return
-            if "roster" in held.made:
-                raise RosterChanged("the roster of this session is made; wait for the next")
             if signed.body.site != site:
                 raise IdentityError(f"{site} advertised keys in the name of {signed.body.site[:80]!r}; leave it out")
+            if "roster" in held.made:
+                raise RosterChanged("the roster of this session is made; wait for the next")
             chain = _chain(rows, site, signed, held, self._now())
             for kind, found in (("advertisement", body), ("chain", chain.encode())):
                 rows.merge(tables.MaskingMessage(session=held.digest, kind=kind, site=site, body=found))

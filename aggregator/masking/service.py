@@ -45,7 +45,7 @@ class MaskingService(masking_pb2_grpc.MaskingServicer):
         while context.is_active() and not self._bell.stopped:
             if (now := self._stamp()) != stamp:
                 stamp = now
-                yield self._view(site)
+                yield view(self._engine, site)
             self._bell.wait_until(partial(self._moved_from, stamp), LOOK_S, context.is_active)
 
     def Advertise(  # noqa: N802
@@ -97,9 +97,11 @@ class MaskingService(masking_pb2_grpc.MaskingServicer):
             found = rows.execute(query.join(tables.Plan).where(tables.Plan.state == "open")).all()
         return sorted((digest, since) for digest, since in found)
 
-    def _view(self, site: str) -> masking_pb2.FollowResponse:
-        with database.reading(self._engine) as rows:
-            return masking_pb2.FollowResponse(sessions=[_seen(held, site) for held in _open(rows)])
+
+def view(engine: Engine, site: str) -> masking_pb2.FollowResponse:
+    """Say what all open sessions have come to, as one site may see it."""
+    with database.reading(engine) as rows:
+        return masking_pb2.FollowResponse(sessions=[_seen(held, site) for held in _open(rows)])
 
 
 def _open(rows: Database) -> list[Held]:

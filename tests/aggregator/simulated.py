@@ -16,6 +16,8 @@ from sqlalchemy import Engine, select
 from aggregator import database, tables
 from aggregator.intake.store import BlobStore
 from aggregator.intake.uploads import MESSAGE, Uploads
+from aggregator.masking.arrivals import Arrivals
+from aggregator.masking.sums import Sums
 from aggregator.study import records, studies
 from aggregator.study.board import Board
 from aggregator.study.coordinator import Coordinator
@@ -113,8 +115,15 @@ class Federation:
         self.store = BlobStore(f"file://{self.folder}/blobs")
         self.board = Board(self.engine, self.clock)
         self.counted = 0
+        self.arrivals = Arrivals(self.engine, self.clock, lambda: None)
         self.uploads = Uploads(
-            self.engine, self.store, self.folder / "spool", largest=1 << 30, now=self.clock, counted=self._count
+            self.engine,
+            self.store,
+            self.folder / "spool",
+            largest=1 << 30,
+            now=self.clock,
+            counted=self._count,
+            masked=self.arrivals,
         )
         self.coordinator = Coordinator(
             self.engine,
@@ -125,6 +134,7 @@ class Federation:
             now=self.clock,
             log=make_log(self.log),
             metrics=make_metrics(),
+            sums=Sums(self.engine, self.store, self.folder / "spool", self.clock, lambda: None),
             backend="numpy",
         )
 
@@ -167,7 +177,8 @@ class Federation:
             )
             session.flush()
             now = self.clock()
-            records.publish(session, studies.moments_plan(made), now + made.stage_deadline, now)
+            plan = studies.as_published(made, studies.moments_plan(made))
+            records.publish(session, plan, now + made.stage_deadline, now)
 
     def study(self, name: str = "breast") -> tables.Study:
         """Read a study."""

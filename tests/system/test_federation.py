@@ -1,6 +1,7 @@
 """One study from images to label images, and what each party can see of it."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from aggregator.intake.merging import load_merged
 from cairn import kernels
 from deploy.exact import exact_counts
 from deploy.processes import run, wait_for
@@ -87,6 +89,49 @@ def test_a_site_audits_just_what_the_aggregator_received_from_it(finished: Obser
     # The last acknowledgement is written down a moment after the aggregator has counted the upload.
     wait_for("the sites' audit logs", lambda: len(sent()) >= len(received), finished.running.programs, 60)
     assert sent() == received
+
+
+def read_back(seen: Observed, study: str) -> float:
+    """What an aggregator that tries keys learns of one site: the share of its exact counts that its upload gives."""
+    fingerprint, plan = seen.plans(study)["counts", 0]
+    stage = plan.stage
+    upload = next(upload for upload in seen.uploads(fingerprint) if upload.site == "site-1")
+    if plan.secrecy is None:
+        found = load_merged(seen.store(), upload.digest, fingerprint, stage).tables
+    else:
+        with seen.store().open(upload.digest) as file:
+            words = np.frombuffer(file.read(), "<i8")
+        ends = np.cumsum([math.prod(shape) for shape in stage.shapes().values()])
+        parts = zip(stage.shapes().items(), np.split(words, ends[:-1]), strict=True)
+        found = {name: part.reshape(shape) for (name, shape), part in parts}
+    sources = [source for hand in seen.hands if hand.site == "site-1" for source in hand.sources]
+    exact = exact_counts(sources, stage.quantiser, kernels.load("numba"))
+    assert not stage.sketch_bits  # this study's keys are short: all of them are in the dense table
+    return float(np.mean(found["dense"][exact.keys] == exact.counts))
+
+
+def test_of_one_site_a_plain_upload_gives_all_counts_back_and_a_masked_one_none(
+    finished: Observed, tissue: Path
+) -> None:
+    finished.create(study_of(tissue, name="plain", masking="off"))
+    finished.wait_until("plain", lambda state: state == "done")
+    assert read_back(finished, "plain") == 1.0
+    assert read_back(finished, "small") == 0.0
+
+
+def test_a_site_audits_its_messages_of_masked_sums_and_keeps_its_secrets_to_itself(finished: Observed) -> None:
+    state = finished.running.site_folder("site-1") / "state"
+    entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
+    told = {entry["what"] for entry in entries if entry["event"] == "masking" and entry["study"] == "small"}
+    assert told == {
+        "public keys for a masked sum",
+        "shares of its masks' secrets, each sealed for one site",
+        "a vote on who is in a masked sum",
+        "shares of masks, for the sum to be read",
+    }
+    memories = list((state / "masking").glob("*.memory"))
+    assert len(memories) >= len(STAGES)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in memories)
 
 
 def test_no_file_name_reaches_the_aggregator(finished: Observed) -> None:

@@ -1,0 +1,186 @@
+"""One site's way through one session: what the aggregator shows of it, answered step by step.
+
+Each step is pure (`cairn.masking.site`); what it leads to is written down before the answer leaves, so that a site that
+was killed anywhere gives the same answers again.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cairn import codec
+from cairn.errors import IdentityError, MaskingError
+from cairn.files import write_atomically
+from cairn.masked import plain_digest, session_of, write_masked
+from cairn.masking import site
+from cairn.masking.canonical import decode, digest, encode
+from cairn.masking.checks import Identities
+from cairn.masking.keys import KEY_BYTES
+from cairn.masking.memory import Memory
+from cairn.masking.messages import Delivery, Roster, Session, SignedVote, Survivors, Votes
+from cairn.plan import Plan
+from cairn.v1 import masking_pb2
+from edge_node.masking import peers
+from edge_node.masking.memories import Memories
+from edge_node.outbox import Sealed
+
+Call = Literal["Advertise", "Deal", "Vote", "Reveal"]
+
+
+@dataclass(frozen=True)
+class Who:
+    """This site in a masked sum.
+
+    key        of its certificate
+    authority  the federation's CA
+    least      sites that its settings ask for in a sum
+    peers      patterns of names that it may be summed with; None: all
+    """
+
+    name: str
+    federation: str
+    key: ec.EllipticCurvePrivateKey
+    authority: x509.Certificate
+    least: int
+    peers: tuple[str, ...] | None
+
+
+class Steps:
+    """Answers what is shown of sessions.
+
+    send   hands a message to the aggregator: (call, session, body, plan); raises CairnError
+    words  sends the masked words of a file, with the signed receipt; tells whether they are there
+    """
+
+    def __init__(
+        self,
+        who: Who,
+        memories: Memories,
+        send: Callable[[Call, Session, bytes, Plan], None],
+        words: Callable[[Sealed, bytes], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._who, self._memories, self._send, self._words, self._now = who, memories, send, words, now
+        self._heard: set[tuple[bytes, str]] = set()  # what the aggregator has taken since this service began
+
+    def answer(self, sealed: Sealed, plan: Plan, seen: masking_pb2.MaskingSession) -> None:
+        """Do all that can be done in a session now. Raises MaskingError, OSError, and what the calls raise."""
+        session = decode(Session, seen.session)
+        if session != session_of(plan, sealed.fingerprint, session.attempt):
+            raise MaskingError("the aggregator began a sum with other numbers than the plan's; it is not followed")
+        memory = self._memories.find(session)
+        if not seen.roster:
+            self._advertise(session, memory, plan)
+            return
+        if memory is None or self._who.name not in _names(decode(Roster, seen.roster)):
+            return  # the roster was made without this site
+        with _believed():
+            known = peers.identities(
+                seen.peers, self._who.authority, self._who.federation, self._who.peers, self._now()
+            )
+        if not seen.delivery and not seen.voting:
+            memory = self._deal(memory, decode(Roster, seen.roster), known, plan)
+        if seen.delivery:
+            memory = self._take(memory, seen.delivery, known)
+            if not seen.voting:
+                memory = self._send_words(memory, sealed, plan)
+        if seen.voting:
+            memory = self._vote(memory, decode(Survivors, seen.survivors), known, plan)
+        if seen.votes:
+            self._end(memory, decode(Votes, seen.votes), known, plan)
+
+    def summed(self, fingerprint: bytes) -> bool:
+        """Tell whether this site voted for a sum with its own counts in it."""
+        for memory in self._memories.of_plan(fingerprint):
+            if memory.vote and memory.delivery:
+                on = memory.agreed()
+                if memory.place(on.roster) in decode(SignedVote, memory.vote).body.survivors:
+                    return True
+        return False
+
+    def _advertise(self, session: Session, memory: Memory | None, plan: Plan) -> None:
+        if memory is None:
+            memory = site.begin(session, self._who.name, secrets.token_bytes(KEY_BYTES))
+            self._memories.keep(memory)
+        self._tell("Advertise", memory, site.advertise(memory, self._who.key), plan)
+
+    def _deal(self, memory: Memory, roster: Roster, known: Identities, plan: Plan) -> Memory:
+        with _believed():
+            memory, dealing = site.deal(memory, roster, self._who.key, known, least=self._who.least)
+        self._memories.keep(memory)
+        self._tell("Deal", memory, dealing, plan)
+        return memory
+
+    def _take(self, memory: Memory, delivery: bytes, known: Identities) -> Memory:
+        if memory.delivery == delivery:
+            return memory
+        with _believed():
+            memory = site.take(memory, decode(Delivery, delivery), known)
+        self._memories.keep(memory)
+        return memory
+
+    def _send_words(self, memory: Memory, sealed: Sealed, plan: Plan) -> Memory:
+        """Mask the tally, sign for it and send it; a file that is there from before is sent as it is."""
+        name = digest(memory.session)
+        if (name, "words") in self._heard:
+            return memory
+        path = self._memories.words(memory.session)
+        if not (memory.receipt and path.exists()):
+            members = memory.agreed().numbers.members
+            tally = codec.read_tally(sealed.path)
+            if not memory.tally:
+                plain = plain_digest(plan, tally, members)
+                earlier = self._memories.of_plan(sealed.fingerprint)
+                memory = site.fix(memory, plain, (sealed.fingerprint,), earlier)
+                self._memories.keep(memory)
+            with write_atomically(path, mode=0o600) as file:
+                masked = write_masked(file, plan, tally, members, site.mask(memory))
+            memory, _ = site.confirm(memory, masked, self._who.key)
+            self._memories.keep(memory)
+        words = Sealed(sealed.study, sealed.stage, sealed.window, sealed.fingerprint, path)
+        if self._words(words, memory.receipt):
+            self._heard.add((name, "words"))
+            path.unlink(missing_ok=True)
+        return memory
+
+    def _vote(self, memory: Memory, survivors: Survivors, known: Identities, plan: Plan) -> Memory:
+        with _believed():
+            memory, vote = site.vote(memory, survivors, self._who.key, known, least=self._who.least)
+        self._memories.keep(memory)
+        self._tell("Vote", memory, vote, plan)
+        return memory
+
+    def _end(self, memory: Memory, votes: Votes, known: Identities, plan: Plan) -> None:
+        """Reveal shares when there is a sum; where this site is not in it, its counts are free for another."""
+        survivors = votes.votes[0].body.survivors if votes.votes else ()
+        with _believed():
+            if memory.place(memory.agreed().roster) not in survivors and not memory.free:
+                memory = site.release(memory, votes, known)
+                self._memories.keep(memory)
+            if survivors and memory.delivery:
+                self._tell("Reveal", memory, site.reveal(memory, votes, known), plan)
+
+    def _tell(self, call: Call, memory: Memory, message: Any, plan: Plan) -> None:
+        name = digest(memory.session)
+        if (name, call) not in self._heard:
+            self._send(call, memory.session, encode(message), plan)
+            self._heard.add((name, call))
+
+
+def _names(roster: Roster) -> set[str]:
+    return {signed.body.site for signed in roster.members}
+
+
+@contextmanager
+def _believed() -> Iterator[None]:
+    """Turn a signature that does not hold, of another site, into MaskingError: it is not this site that is refused."""
+    try:
+        yield
+    except IdentityError as error:
+        raise MaskingError(str(error)) from error
