@@ -79,7 +79,7 @@ def run(
     if as_json:
         _print(spec, records)
         return
-    Console().print(leaderboard_table(records))
+    Console().print(leaderboard_table(records, test=spec.test_metric))
     typer.echo(f"the best is job {best(records).job}; write it with: cairn search best {path} --out best.toml")
 
 
@@ -101,7 +101,7 @@ def show(
         return
     console = Console()
     console.print(f"{spec.method} searches {len(spec.space.names)} settings of {spec.algorithm} by {spec.reward_words}")
-    console.print(leaderboard_table(records, top))
+    console.print(leaderboard_table(records, top, spec.test_metric))
     for record in records:
         if record.state in ("failed", "lost"):
             console.print(f"job {record.job} {record.state}: {record.why}", highlight=False, markup=False)

@@ -47,7 +47,7 @@ class View:
         flying = ", ".join(f"{job} ({now - began:.0f} s)" for job, began in sorted(self._began.items()))
         bar = ProgressBar(total=self._spec.jobs, completed=ended, width=60)
         told = [Text(line, style="dim") for line in self._said]
-        table = [leaderboard_table(records, ROWS)] if found else []
+        table = [leaderboard_table(records, ROWS, self._spec.test_metric)] if found else []
         return Group(head, bar, Text(f"in flight: {flying or 'none'}"), *told, *table)
 
 

@@ -54,19 +54,24 @@ def leaderboard(records: Iterable[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def leaderboard_table(records: Iterable[Record], most: int = 20) -> Table:
-    """Return the first so many rows of the leaderboard, a column a parameter, and under it what became of all jobs."""
+def leaderboard_table(records: Iterable[Record], most: int = 20, test: str = "") -> Table:
+    """Return the first so many rows of the leaderboard, a column a parameter, and under it what became of all jobs.
+
+    test  the name of the figure of test images, which has a column where jobs told it
+    """
     records = list(records)
     rows = leaderboard(records)[:most]
     states = [record.state for record in records]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     table = Table(caption=f"{len(records)} jobs: {told}" if records else "no jobs yet", caption_justify="left")
     names = list(rows[0]["strategy"]) if rows else []
-    for name in ("rank", "job", "reward", "over routine", *names):
+    tested = any(test in row["figures"] for row in rows)
+    for name in ("rank", "job", "reward", "over routine", *(["on test images"] if tested else []), *names):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         over = row["over_routine"]
-        shown = (f"{row['reward']:.4f}", "" if over is None else f"{over:+.4f}")
+        shown = [f"{row['reward']:.4f}", "" if over is None else f"{over:+.4f}"]
+        shown += [f"{row['figures'][test]:.4f}" if test in row["figures"] else ""] if tested else []
         table.add_row(str(row["rank"]), str(row["job"]), *shown, *(said(row["strategy"][name]) for name in names))
     return table
 

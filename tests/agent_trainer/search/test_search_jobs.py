@@ -102,10 +102,13 @@ def test_the_leaderboard_is_best_first_and_measures_against_the_routine(tmp_path
 
 def test_the_table_for_people_has_a_column_a_parameter_and_tells_of_jobs_without_a_reward(tmp_path: Path) -> None:
     run(tmp_path / "journal", spec(), Here(lambda job: Answer(job.number) if job.number == 5 else bowl(job)))
-    table = leaderboard_table(jobs_of(tmp_path / "journal"), most=3)
+    table = leaderboard_table(jobs_of(tmp_path / "journal"), most=3, test="test/dice")
     console = Console(record=True, width=120, file=StringIO())
     console.print(table)
     text = console.export_text()
+    top = best(jobs_of(tmp_path / "journal"))
+    assert "on test images" in text
+    assert f"{top.figures['test/dice']:.4f}" in text
     assert [word for word in ("rank", "over routine", "rate", "flip") if word not in text] == []
     assert "12 jobs: 11 finished, 1 failed" in text
     assert table.row_count == 3
