@@ -21,7 +21,7 @@ from agent_trainer.estimators import (
     without_replacement_weights,
 )
 
-PLACES = 1 << 20  # cells of maps that the conditional policy scores at once
+PLACES = 1 << 23  # cells of maps that the conditional policy scores at once; 32 MB a number
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,27 @@ class Draws:
         return without_replacement_weights(a, self.q) if config.sampling == "without" else mean_weights(a, self.q)
 
 
+def draw_all(
+    networks: Networks, groups: Sequence[Sequence[View]], replicas: int, generator: torch.Generator
+) -> list[Draws]:
+    """Do what `draw` does, of groups of views whose maps have one shape each; the attention sees all as one batch."""
+    lows = [torch.stack([view.map_input() for view in views]).to(generator.device) for views in groups]
+    together = networks.attention.together(lows)
+    return [
+        _drawn(networks, views, replicas, generator, features) for views, features in zip(groups, together, strict=True)
+    ]
+
+
 def draw(networks: Networks, views: Sequence[View], replicas: int, generator: torch.Generator) -> Draws:
     """Draw patches of views whose maps have one shape, and cut them. Raises ImageError."""
+    return draw_all(networks, [views], replicas, generator)[0]
+
+
+def _drawn(
+    networks: Networks, views: Sequence[View], replicas: int, generator: torch.Generator, features: Tensor
+) -> Draws:
     config, device = networks.config, generator.device
-    low = torch.stack([view.map_input() for view in views]).to(device)
     densities = _densities(views, config, device)
-    features = networks.attention.features(low)
     logits = networks.attention.logits(features) / config.temperature
     if networks.policy is not None:
         return _one_after_another(networks, views, replicas, generator, features, logits, densities)
@@ -98,6 +113,7 @@ def _one_after_another(
     config, policy, n = networks.config, networks.policy, len(views)
     assert policy is not None
     start, blend = _roles(densities, config)
+    features = features.contiguous()  # else each step would keep a copy that is
     at_once = max(1, PLACES // (replicas * logits.shape[1]))
     groups = [slice(first, first + at_once) for first in range(0, n, at_once)]
     state: Tensor | None = None

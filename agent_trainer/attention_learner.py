@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agent_trainer import saved_state
 from agent_trainer.attention_config import AttentionConfig
-from agent_trainer.attention_draws import draw
+from agent_trainer.attention_draws import draw_all
 from agent_trainer.attention_networks import Networks, Weights
 from agent_trainer.attention_sampling import (
     advantage,
@@ -136,10 +136,10 @@ class AttentionLearner:
         config, device = self.config, self.generator.device
         weigh = None if class_weights is None else torch.from_numpy(class_weights).to(device)
         of_shape: dict[tuple[int, int], list[int]] = {}
-        for place, view in enumerate(views):  # maps of one shape go through the attention together
+        for place, view in enumerate(views):
             of_shape.setdefault(view.shape, []).append(place)
-        parts = [draw(self.networks, [views[i] for i in some], config.replicas, self.generator)
-                 for some in of_shape.values()]  # fmt: skip
+        groups = [[views[i] for i in some] for some in of_shape.values()]
+        parts = draw_all(self.networks, groups, config.replicas, self.generator)
         y = torch.from_numpy(labels[np.concatenate(list(of_shape.values()))]).to(device)  # as the parts are in order
         votes = self.networks.votes(torch.cat([part.patches for part in parts]))
         votes = votes.view(len(views), config.replicas, -1, len(config.classes))

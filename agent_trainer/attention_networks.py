@@ -1,6 +1,6 @@
 """The networks of paper 4 (§VI): attention and features, and what §XI adds: another classifier, a recurrent policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
@@ -49,10 +49,14 @@ class AttentionNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
 
     def features(self, low: Tensor) -> Tensor:
         """Return what is known of each cell, float[n, filters, h, w] of float[n, channels, h, w] in 0 … 1."""
-        x = low
+        return self.together([low])[0]
+
+    def together(self, lows: Sequence[Tensor]) -> list[Tensor]:
+        """Return `features` of images of several shapes, normalised over the cells of all of them as one batch."""
+        found = list(lows)
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
-            x = functional.leaky_relu(norm(layer(x)), self.leak)
-        return x
+            found = [functional.leaky_relu(x, self.leak) for x in _normalised([layer(x) for x in found], norm)]
+        return found
 
     def logits(self, features: Tensor) -> Tensor:
         """Return float[n, h·w] of what `features` gives."""
@@ -215,6 +219,18 @@ def architecture(config: AttentionConfig) -> str:
         f"{config.channels} channels, {len(config.classes)} classes, attention {config.attention_layers} x "
         f"{config.attention_filters} filters, classifier {features}{policy}"
     )
+
+
+def _normalised(planes: list[Tensor], norm: nn.BatchNorm2d) -> list[Tensor]:
+    """Normalise float[n, filters, h, w] of several h and w over all that is there."""
+    if len(planes) == 1:
+        return [norm(planes[0])]
+    rows = [plane.transpose(0, 1).flatten(1) for plane in planes]
+    parts = norm(torch.cat(rows, 1)[None, :, None])[0, :, 0].split([row.shape[1] for row in rows], 1)
+    return [
+        part.view(len(part), len(plane), *plane.shape[2:]).transpose(0, 1)
+        for part, plane in zip(parts, planes, strict=True)
+    ]
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

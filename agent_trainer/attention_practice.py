@@ -1,7 +1,7 @@
 """What a site holds of an attention-sampling run between rounds, and what the attention looks at in one image."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -29,8 +29,10 @@ from agent_trainer.labelled.sources import Example, Labelled, load_labelled
 from agent_trainer.patches import Big
 from agent_trainer.scenes.settings import LabelImages, read_sources
 from cairn.errors import CairnError, ConfigError, ImageError
+from cairn.figures import VALIDATION
 
 STATE: Final = "attention.safetensors"
+READ: Final = f"{VALIDATION}read"  # mean share of an image's pixels that the classifier read
 Floats = npt.NDArray[np.float32]
 
 
@@ -253,7 +255,8 @@ class AttentionPractice:
         self.held_out = tuple(example for example in self.held_out if example.path not in self._shelf.broken)
         if not answers:
             return {}
-        return figures(count(np.stack(answers), np.array(labels, np.int64)), self.config.classes)
+        told = figures(count(np.stack(answers), np.array(labels, np.int64)), self.config.classes)
+        return told | ({READ: float(np.mean(read))} if told else {})
 
     def figures(self) -> dict[str, float]:
         """Describe λ and the classes that the site learns from."""
@@ -272,6 +275,14 @@ class AttentionPractice:
         except (OSError, CairnError):
             return  # a new run, or a state of other networks: begin anew
         self._rng = np.random.default_rng([self._seed, self.learner.updates])  # not the changes drawn before
+
+
+def merged(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Measure all sites' validations together; of what was read the mean over all their images."""
+    found, total = merge(sites), f"{VALIDATION}n"
+    told = [(site[READ], site[total]) for site in sites if 0 <= site.get(READ, -1.0) <= 1 and site.get(total, 0.0) > 0]
+    images = sum(n for _, n in told)
+    return found | ({READ: sum(share * n for share, n in told) / images} if found and images else {})
 
 
 def first_weights(config: AttentionConfig, seed: int) -> Weights:
@@ -320,4 +331,4 @@ def _label_folders(config: AttentionConfig, place: Place) -> list[Path]:
     return folders
 
 
-ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merge)
+ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merged)

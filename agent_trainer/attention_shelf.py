@@ -137,6 +137,11 @@ def check_size(config: AttentionConfig, image: Big) -> None:
             "image out or choose smaller patches"
         )
     cells = int(np.prod(map_shape(config, image.height, image.width)))
+    if cells < 2:
+        raise ImageError(
+            f"{image.name}: {size} pixels make a map of one cell, which leaves nowhere else to look; expected two or "
+            "more: choose a smaller reduction"
+        )
     if config.sampling == "without" and cells < config.patches:
         raise ImageError(
             f"{image.name}: {size} pixels make a map of {cells} cells; expected at least {config.patches}, for as many "

@@ -35,6 +35,7 @@ OVERALL: Final = (
     Figure("validation/accuracy", "accuracy", share=True),
     Figure("validation/auc", "AUC"),
     Figure("validation/ece", "calibration error", share=True),
+    Figure("validation/read", "pixels that the classifier read", share=True),
 )
 OF_CLASSES: Final = (
     Figure("validation/sensitivity/", "sensitivity", share=True),

@@ -90,6 +90,23 @@ def test_a_name_that_is_no_classifier_of_monai_is_refused(name):
         Networks(PAPER.model_copy(update={"classifier": name}))
 
 
+def test_images_of_several_shapes_are_normalised_as_one_batch():
+    network = AttentionNetwork(PAPER).double()
+    small, large = torch.rand(2, 3, 5, 6, dtype=torch.float64), torch.rand(1, 3, 8, 4, dtype=torch.float64)
+    seen = []
+    network.norms[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    found = network.together([small, large])
+    assert [one.shape for one in found] == [(2, 8, 5, 6), (1, 8, 8, 4)]
+    first = [network.convolutions[0](low) for low in (small, large)]
+    cells = torch.cat([one.transpose(0, 1).flatten(1) for one in first], 1)
+    torch.testing.assert_close(seen[0][0, :, 0], cells)
+    torch.testing.assert_close(network.norms[0].running_mean, 0.1 * cells.mean(1))
+    assert int(network.norms[0].num_batches_tracked) == 1
+    network.eval()
+    for low, features in zip((small, large), network.together([small, large]), strict=True):
+        torch.testing.assert_close(features, network.features(low))
+
+
 def test_the_conditional_policy_begins_as_the_map_itself():
     features = torch.rand(2, 8, 5, 6)
     policy, drawn = ConditionalPolicy(CONDITIONAL), torch.tensor([[3, 7, 8], [29, 0, 1]])

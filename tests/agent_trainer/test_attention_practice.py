@@ -12,7 +12,7 @@ from PIL import Image
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Place
 from agent_trainer.attention_config import AttentionConfig
-from agent_trainer.attention_draws import draw
+from agent_trainer.attention_draws import draw, draw_all
 from agent_trainer.attention_learner import AttentionLearner
 from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_practice import ATTENTION, covered, look, look_at, networks_of
@@ -321,7 +321,8 @@ def test_images_of_two_sizes_in_one_batch_share_the_mean_and_the_deviation_of_th
     assert (told.reward, told.right) == (pytest.approx(0.5), 0.5)
 
     draws = generator(0)
-    dark, light = (draw(twin, [view], config.replicas, draws).log_a.sum(-1).mean() / config.patches for view in views)
+    made = draw_all(twin, [[view] for view in views], config.replicas, draws)
+    dark, light = (one.log_a.sum(-1).mean() / config.patches for one in made)
     loss = -(-1 * dark + 1 * light) / 2
     found = torch.autograd.grad(loss, list(twin.attention.parameters()))
     of_attention = sum(float(gradient.square().sum()) for gradient in found)
@@ -423,7 +424,11 @@ def test_a_site_learns_validates_and_goes_on_after_a_restart(tmp_path, balance):
     assert {"loss", "reward", "entropy", "accuracy"} <= last.numbers().keys()
     figures = practice.validate()
     assert figures["validation/n"] == len(practice.held_out)
-    assert ATTENTION.merge_validation([figures, figures])["validation/n"] == 2 * figures["validation/n"]
+    assert 0 < figures["validation/read"] <= 1
+    more = figures | {"validation/read": 0.5}
+    together = ATTENTION.merge_validation([figures, more, figures | {"validation/read": float("nan")}])
+    assert together["validation/n"] == 3 * figures["validation/n"]
+    assert together["validation/read"] == pytest.approx((figures["validation/read"] + 0.5) / 2)
     practice.save()
     assert ATTENTION.begin(config, where).learner.updates == 3
     model = networks_of(config, practice.weights())
