@@ -14,8 +14,8 @@ ASKED = ("--rounds", 2, "--min-sites", 1, "--no-watch")
 
 def test_a_run_of_pre_training_is_asked_for_by_its_task_and_encoder(cairn, parties: Parties) -> None:
     said = cairn(
-        "train", "pretrain", "eyes", "--method", "jigsaw", "--encoder", "dqn", "--set", "agent.box=60", "--set", "grid=2",
-        *ASKED, "--json",
+        "train", "pretrain", "eyes", "--method", "jigsaw", "--encoder", "dqn", "--set", "agent.box=60",
+        "--set", "grid=2", *ASKED, "--json",
     )  # fmt: skip
     assert said.code == 0, said.err
     run = read_run(parties.researcher.show("eyes").spec)
