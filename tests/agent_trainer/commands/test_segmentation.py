@@ -106,7 +106,7 @@ def test_volumes_are_outlined_on_their_own_grids_with_measures_and_pictures(
         assert volume["dice"] == pytest.approx(2 * both / ((labels == 1).sum() + (truth == 1).sum()))
         with Pillow.open(out / f"{name}.png") as picture:
             assert picture.size[0] > 600
-    rows = list(csv.DictReader((out / "measures.csv").open()))
+    rows = list(csv.DictReader((out / "measures.csv").read_text().splitlines()))
     assert [(row["volume"], row["class"]) for row in rows] == [(n, k) for n in "ab" for k in ("ball", "box")]
     assert json.loads((out / "measures.json").read_text()) == {key: found[key] for key in found if key != "folder"}
 
