@@ -1,24 +1,22 @@
 """Deep Q-learning with a policy and a target network; paper 1 §II.B and §III.A.b."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from agent_trainer import saved_state
 from agent_trainer.config import DqnConfig
 from agent_trainer.craft.transfer import Staged
 from agent_trainer.losses import double_q_target, proximal, q_learning_target, td_error, weighted_loss
 from agent_trainer.networks import QNetwork, architecture, last_layers
 from agent_trainer.targets import TargetCache
 from cairn.errors import Diverged, TrainingError
-from cairn.files import write_atomically
 
 Weights = dict[str, npt.NDArray[np.float32]]
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
@@ -73,6 +71,7 @@ class Learner:
     def __init__(self, config: DqnConfig, tasks: int, actions: int, *, seed: int, device: str = "cpu") -> None:
         self.config, self.updates = config, 0
         self.architecture = architecture(config, actions, tasks)
+        self._run = saved_state.digest(seed, config)
         self._device = torch.device(device)
         self.online = QNetwork(config, actions, tasks, seed).to(self._device)
         self._target = QNetwork(config, actions, tasks, seed).to(self._device).requires_grad_(requires_grad=False)
@@ -149,7 +148,9 @@ class Learner:
 
     def _step(self, gradients: tuple[Tensor, ...]) -> None:
         for parameter, gradient in zip(self._training(), gradients, strict=True):
-            parameter.grad = gradient
+            # The fused Adam takes numbers as they lie in memory, so both must be laid out alike.
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         self.staged.set_rate(self._adam, self.config.rate(self.updates), self.updates)
         self._adam.step()
         self._adam.zero_grad()
@@ -195,8 +196,8 @@ class Learner:
         if broken := [name for name, array in weights.items() if not np.isfinite(array).all()]:
             raise Diverged(f"the weights {broken[0]} are not all finite numbers; go back to an earlier checkpoint")
 
-    def save(self, path: Path) -> None:
-        """Write the whole state to one file, atomically."""
+    def save(self, path: Path, caller: Mapping[str, Any] | None = None) -> None:
+        """Write the whole state to one file, atomically, and the caller's own JSON with it. Raises OSError."""
         self._targets.forget()  # so that who goes on and who restores compute the same
         tensors = {f"online.{name}": t for name, t in self.online.state_dict().items()}
         tensors |= {f"target.{name}": t for name, t in self._target.state_dict().items()}
@@ -206,41 +207,37 @@ class Learner:
             if parameter in self._adam.state:
                 tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS}
                 steps[name] = int(self._adam.state[parameter]["step"])
-        state = {"architecture": self.architecture, "updates": self.updates, "mu": self._mu, "steps": steps}
-        with write_atomically(path) as file:
-            file.write(save({name: t.contiguous() for name, t in tensors.items()}, {"learner": json.dumps(state)}))
+        state = {"updates": self.updates, "mu": self._mu, "steps": steps, "caller": dict(caller or {})}
+        saved_state.write(path, self._run, tensors, state)
 
-    def restore(self, path: Path) -> None:
-        """Continue from a saved state, bit for bit.
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Continue from a saved state, bit for bit; returns what the caller gave to `save`.
 
-        Raises TrainingError when the file cannot be read or is of another architecture; nothing is then changed.
+        Raises TrainingError when the file cannot be read or is of another run; nothing is then changed.
         """
-        try:
-            with safe_open(path, "pt", device=str(self._device)) as file:
-                state = json.loads((file.metadata() or {}).get("learner", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, ValueError) as error:
-            raise TrainingError(f"{path.name} is not a learner's saved state ({error}); restore another") from error
-        if state.get("architecture") != self.architecture:
-            raise TrainingError(
-                f"{path.name} is of another architecture: found {state.get('architecture', 'none')}; "
-                f"expected {self.architecture}"
+        tensors, state = saved_state.read(path, self._run)
+        alike = saved_state.alike
+        with saved_state.fitting(path):
+            online, target = (
+                {name: alike(tensors[f"{of}.{name}"], t) for name, t in self.online.state_dict().items()}
+                for of in ("online", "target")
             )
-        self.online.load_state_dict(_part(tensors, "online"))
-        self._target.load_state_dict(_part(tensors, "target"))
-        self._anchor, self._mu, self.updates = _part(tensors, "anchor"), state["mu"], state["updates"]
+            mu, updates, caller = float(state["mu"]), int(state["updates"]), dict(state["caller"])
+            anchor = {name: alike(tensors[f"anchor.{name}"], p) for name, p in self._parameters.items() if mu}
+            adam = {
+                self._parameters[name]: {
+                    "step": torch.tensor(float(steps), device=self._device),
+                    **{m: alike(tensors[f"{m}.{name}"], self._parameters[name]) for m in MOMENTS},
+                }
+                for name, steps in state["steps"].items()
+            }
+        self.online.load_state_dict(online)
+        self._target.load_state_dict(target)
+        self._anchor, self._mu, self.updates = anchor, mu, updates
         self._targets.forget()
         self._adam.state.clear()
-        moments = {moment: _part(tensors, moment) for moment in MOMENTS}
-        for name in moments[MOMENTS[0]]:
-            parameter = self._parameters[name]
-            as_parameter = {m: torch.empty_like(parameter).copy_(moments[m][name]) for m in MOMENTS}
-            step = torch.tensor(float(state["steps"][name]), dtype=torch.float32, device=parameter.device)
-            self._adam.state[parameter] = {"step": step, **as_parameter}
+        self._adam.state.update(adam)
+        return caller
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,7 +1,7 @@
 """What a site holds of a DQN run between rounds: learner, replay and searches, and the loop that trains them."""
 
-import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,10 @@ from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
-from agent_trainer.saved_state import digest
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
 from cairn.errors import CairnError
-from cairn.files import write_atomically
 
 STATE: Final = "learner.pt"
-STEPS: Final = "progress.json"
 
 
 @dataclass
@@ -64,7 +61,6 @@ class DqnPractice:
     def __init__(self, scenes: Scenes, config: DqnConfig, seed: int, device: str, folder: Path) -> None:
         self.scenes, self.config, self._folder = scenes, config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._run = digest(seed, config)
         self._rng = np.random.default_rng(seed)
         self.learner = Learner(config, len(config.tasks), config.actions, device=device, seed=seed)
         self._searches = Searches(scenes.train, config, self._rng)
@@ -152,19 +148,12 @@ class DqnPractice:
 
     def save(self) -> None:
         """Keep the learner's state and how far exploration is. Raises OSError."""
-        self.learner.save(self._folder / STATE)
-        with write_atomically(self._folder / STEPS) as file:
-            file.write(json.dumps({"run": self._run, "steps": self._steps}).encode())
+        self.learner.save(self._folder / STATE, {"steps": self._steps})
 
     def _restore(self) -> None:
-        try:
-            progress = json.loads((self._folder / STEPS).read_text(encoding="utf-8"))
-            if progress["run"] != self._run:
-                return  # another run of this name
-            self._steps = int(progress["steps"])
-            self.learner.restore(self._folder / STATE)
-        except (OSError, ValueError, KeyError, CairnError):
-            self._steps = 0  # a new run, or a state of another network: begin anew
+        # What cannot be read is a new run, or a state of another one: begin anew.
+        with suppress(OSError, CairnError):
+            self._steps = int(self.learner.restore(self._folder / STATE)["steps"])
 
 
 def first_weights(config: DqnConfig, seed: int) -> Weights:

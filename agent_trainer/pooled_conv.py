@@ -106,7 +106,9 @@ class _ConvPoolRelu(torch.autograd.Function):  # type: ignore[misc] # torch is n
             list(_threads(threads, os.getpid()).map(part, range(threads)))
         return (
             None if back is None else _outer(ctx, _inner(ctx, dx)),
-            dw.sum(0)[..., : patch[-1]].reshape(outputs, *kernel, channels).movedim(-1, 1),
+            torch.empty_like(weight).copy_(
+                dw.sum(0)[..., : patch[-1]].reshape(outputs, *kernel, channels).movedim(-1, 1)
+            ),
             db.sum(0),
             None,
         )

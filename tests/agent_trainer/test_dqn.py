@@ -6,10 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from torch.nn import functional
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Batch, Learner
+from agent_trainer.losses import td_error, weighted_loss
+from agent_trainer.networks import QNetwork
 from agent_trainer.targets import TargetCache
 from cairn.errors import Diverged, TrainingError
 
@@ -78,7 +82,7 @@ def test_q_converges_to_the_values_of_a_chain(options):
     gamma = config.gamma
     value = np.array([gamma**2, gamma, 1])  # of the best action, from 3, 2 and 1 steps away
     expected = np.stack([value, gamma * value[[0, 0, 1]], gamma * value, gamma * value], axis=1)
-    assert np.abs(q - expected).max() < 0.03  # two values of one state are 0.07 apart
+    assert np.abs(q - expected).max() < 0.02  # two values of one state are 0.07 apart
     assert (q.argmax(1) == 0).all()
 
 
@@ -143,6 +147,34 @@ def test_a_transition_of_small_weight_moves_the_network_less():
     tenth = light.update(replace(batch, weight=np.full(8, 0.1, np.float32)))
     assert tenth.loss == pytest.approx(0.1 * one.loss, rel=1e-4)
     assert tenth.grad_norm == pytest.approx(0.1 * one.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("channels", [4, 8])  # torch's convolution forward, and Winograd's
+@pytest.mark.parametrize("kernel", [(3,), (5,)])
+def test_an_update_moves_each_weight_by_its_own_gradient(channels, kernel):
+    config = TINY.model_copy(update={"channels": (channels,), "kernels": kernel, "clip_norm": 1e9})
+    made, batch = learner(config), batch_of(6, config=config)
+    network = QNetwork(config, config.actions, 1, 0)
+    network.load_state_dict(made.online.state_dict())
+    states = torch.from_numpy(batch.s_tm1) / 255
+    for layer in network.convolutions:
+        states = functional.relu(
+            functional.max_pool2d(functional.conv2d(states, layer.weight, layer.bias, padding=1), 2)
+        )
+    x = torch.cat([states.flatten(1), torch.ones(len(states), 1)], 1)
+    for layer in network.hidden:
+        x = functional.leaky_relu(layer(x), config.leak)
+    error = td_error(network.last(x), torch.from_numpy(batch.a_tm1), made._target_values(batch))
+    weighted_loss(error, torch.from_numpy(batch.weight), config.huber_delta).backward()
+    before = made.weights()
+    made.update(batch)
+    after = made.weights()
+    for name, parameter in network.named_parameters():
+        gradient = parameter.grad.numpy()
+        expected = -config.learning_rate * gradient / (np.abs(gradient) + 1e-8)  # Adam's first step
+        clear = np.abs(gradient) > 1e-6
+        assert clear.any()
+        assert np.allclose((after[name] - before[name])[clear], expected[clear], atol=0.05 * config.learning_rate)
 
 
 def test_a_gradient_is_clipped_to_the_norm():
@@ -288,9 +320,10 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, updates):
     made.load(learner(seed=5).weights(), 0.1)
     for i in range(updates):
         made.update(batch_of(i))
-    made.save(tmp_path / "learner")
-    restored = learner(seed=99)
-    restored.restore(tmp_path / "learner")
+    made.save(tmp_path / "learner", {"steps": 7})
+    restored = learner()
+    restored.load(learner(seed=99).weights())
+    assert restored.restore(tmp_path / "learner") == {"steps": 7}
     for i in range(20, 33):  # past a copy to the target network
         ours, theirs = made.update(batch_of(i)), restored.update(batch_of(i))
         assert (ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm)
@@ -299,12 +332,11 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, updates):
     assert made.updates == restored.updates == updates + 13
 
 
-def test_a_state_of_another_architecture_is_refused_naming_both(tmp_path):
-    learner(TINY.model_copy(update={"hidden": (32,)})).save(tmp_path / "learner")
+@pytest.mark.parametrize("other", [{"seed": 1}, {"config": TINY.model_copy(update={"hidden": (32,)})}], ids=str)
+def test_a_state_of_another_run_is_refused(tmp_path, other):
+    learner(**other).save(tmp_path / "learner", {})
     made, before = learner(), learner().weights()
-    with pytest.raises(
-        TrainingError, match=r"learner is of another architecture: found .*hidden 32.* expected .*hidden 16"
-    ):
+    with pytest.raises(TrainingError, match=r"learner is of another run, with another seed or other settings"):
         made.restore(tmp_path / "learner")
     assert same(made.weights(), before)
 
@@ -317,22 +349,29 @@ def test_what_is_no_state_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="noise is not a learner's saved state"):
         made.restore(tmp_path / "noise")
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "other")
-    with pytest.raises(TrainingError, match="found none"):
+    with pytest.raises(TrainingError, match="other is of another run"):
         made.restore(tmp_path / "other")
 
 
-def test_a_state_that_is_cut_short_changes_nothing(tmp_path):
-    made = learner(seed=1)
+def test_a_state_that_is_cut_short_or_lacks_something_changes_nothing(tmp_path):
+    made = learner()
     made.update(batch_of(0))
-    made.save(tmp_path / "learner")
+    made.save(tmp_path / "learner", {})
+    with safe_open(tmp_path / "learner", "np") as file:
+        told = file.metadata()
     tensors = load_file(tmp_path / "learner")
     assert {name.split(".")[0] for name in tensors} == {"online", "target", "exp_avg", "exp_avg_sq"}
     content = (tmp_path / "learner").read_bytes()
-    (tmp_path / "learner").write_bytes(content[: len(content) // 2])
-    other = learner(seed=2)
+    (tmp_path / "short").write_bytes(content[: len(content) // 2])
+    del tensors["exp_avg_sq.last.bias"]
+    save_file(tensors, tmp_path / "less", told)
+    other = learner()
+    other.update(batch_of(1))
     before = other.weights()
-    with pytest.raises(TrainingError, match="learner is not a learner's saved state"):
-        other.restore(tmp_path / "learner")
+    with pytest.raises(TrainingError, match="short is not a learner's saved state"):
+        other.restore(tmp_path / "short")
+    with pytest.raises(TrainingError, match="less does not fit this learner"):
+        other.restore(tmp_path / "less")
     assert same(other.weights(), before)
 
 
