@@ -61,11 +61,11 @@ class Walks:
     """
 
     def __init__(self, images: Sequence[Pixels], config: DqnConfig) -> None:
-        if strange := {image.shape[0] for image in images} - {1, config.history} or (
-            len({image.shape[0] for image in images}) > 1
-        ):
+        channels = {image.shape[0] for image in images}
+        if len(channels) > 1 or channels - {1, config.history}:
+            listed = " and ".join(map(str, sorted(channels)))
             raise ImageError(
-                f"found images of {strange} channels; expected all of 1 or all of {config.history}, as a search's state"
+                f"found images of {listed} channels; expected all of 1 or all of {config.history}, as a search's state"
             )
         self._config, self._count = config, len(images)
         self._crops = Crops(images, config.box, config.scales)

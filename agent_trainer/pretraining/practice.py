@@ -62,6 +62,7 @@ class PretrainPractice:
 
     def __init__(self, found: Found, config: PretrainConfig, seed: int, device: str, folder: Path) -> None:
         self.config, self.found, self._folder = config, found, folder
+        self._seed, self._device = seed, device
         folder.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(config, seed=seed, device=device)
         self._rng = np.random.default_rng(seed)
@@ -136,8 +137,10 @@ class PretrainPractice:
                 queue = [
                     int(place) for place in state["queue"] if 0 <= int(place) < self.examples
                 ]  # some may have gone
-        except (OSError, CairnError):
-            return  # a new run, or a state of another one: begin anew
+        except (OSError, CairnError):  # a new run, or a state of another one: begin anew
+            if self.learner.updates:
+                self.learner = Learner(self.config, seed=self._seed, device=self._device)
+            return
         self._rng, self._queue = rng, queue
 
 
