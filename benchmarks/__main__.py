@@ -22,6 +22,7 @@ MODULES = {
     "attention": "benchmarks.attention",
     "patches": "benchmarks.patches",
     "apga": "benchmarks.apga",
+    "search": "benchmarks.search",
     "segmentation": "benchmarks.segmentation",
 }
 

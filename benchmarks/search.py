@@ -16,14 +16,14 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from rich.console import Console
 
 from agent_trainer.search import training
-from agent_trainer.search.comparison import Course, compared, comparison_table, course
+from agent_trainer.search.comparison import Course, compared, course, spread
 from agent_trainer.search.data import Data
 from agent_trainer.search.jobs import Answer, Job, Search
 from agent_trainer.search.journal import Journal, Record, read_journal
@@ -251,14 +251,38 @@ def main() -> None:
         search(asked.out, asked.seeds, asked.jobs, asked.methods)
         return
     courses, references = read(asked.rows)
-    Console().print(comparison_table(compared(courses), "validation Dice"))
-    starts = [one.routine for one in courses if one.method == METHODS[0]]
-    print("routine, by seed (validation, test):", [(round(a, 4), round(b, 4)) for a, b in starts])
-    print(f"{BARE}, by seed:", [(round(row["reward"], 4), round(row["test"], 4)) for row in references])
+    print(markdown(courses, references))
     if asked.picture is not None:
         from agent_trainer.search.pictures import draw_comparison  # noqa: PLC0415 - matplotlib
 
         draw_comparison(asked.picture, courses)
+
+
+def markdown(courses: Sequence[Course], references: Sequence[Mapping[str, Any]]) -> str:
+    """Say the table of docs/BENCHMARKS.md: mean ± standard deviation over seeds, and the least and most of the test."""
+    lines = ["| method | seeds | jobs | best validation Dice | its test Dice | least to most | test over routine |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in compared(courses):
+        test, (least, most) = row["test"], row["jobs"]
+        cells = [row["method"], str(row["searches"]), str(most) if least == most else f"{least} to {most}"]
+        cells += [
+            _mean(row["reward"]),
+            _mean(test),
+            f"{test['min']:.3f} to {test['max']:.3f}",
+            _mean(row["test_over_routine"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    routine = {one.seed: one.routine for one in courses}  # of all methods the same
+    alone = {"routine": list(routine.values()), BARE: [(row["reward"], row["test"]) for row in references]}
+    for name, pairs in alone.items():
+        if pairs:
+            both = [_mean(asdict(found)) for values in zip(*pairs, strict=True) if (found := spread(values))]
+            lines.append(f"| {name} | {len(pairs)} | 1 | {both[0]} | {both[1]} | | |")
+    return "\n".join(lines)
+
+
+def _mean(found: Mapping[str, Any]) -> str:
+    return f"{found['mean']:.3f}" if found["sd"] is None else f"{found['mean']:.3f} ± {found['sd']:.3f}"
 
 
 if __name__ == "__main__":
