@@ -25,8 +25,11 @@ from agent_trainer.craft.calibration import fit_temperature, scaled
 from agent_trainer.craft.ensembles import combined, vote_weights
 from agent_trainer.craft.losses import Loss, classification_loss
 from agent_trainer.craft.thresholds import Rule, operating_points
+from agent_trainer.explanation import ready
+from agent_trainer.explanation_pictures import draw
 from agent_trainer.labelled.balance import balanced_order, class_weights
 from agent_trainer.labelled.reading import read_whole
+from agent_trainer.rounds.models import Model
 from benchmarks.apga_cxr import read_cxr
 from benchmarks.craft_domains import LOOKS, scanned
 from benchmarks.dqn_ceph import average
@@ -312,12 +315,29 @@ def ensembles(path: Path) -> Iterator[Line]:
     made.savefig(path, metadata={"Software": None})
 
 
+def explanations(path: Path) -> Iterator[Line]:
+    """Learn from radiographs at 64 pixels, and explain the answer to one with pneumonia that was not learned from."""
+    data, rng = read_cxr(validate=False), np.random.default_rng(0)
+    config = ApgaConfig(**{**SMALL, "side": 64, "small_channels": (8, 16, 32), "small_norm": "group"})
+    learner = Learner(config, seed=0)
+    pixels = np.stack([read_whole(example.path, 64, 1) for example in data.train])
+    learn(learner, (pixels, np.array([example.label for example in data.train], np.int64)), 150, rng)
+    explainer = ready(Model("chest", 1, "apga", config, learner.weights()))
+    ill = [example for example in data.validation if example.label][:6]
+    found = [explainer(example.path) for example in ill]
+    best = int(np.argmax([one.probabilities[1] for one in found]))
+    for place, one in enumerate(found):
+        draw(path.with_name(f"{path.stem}-{place}.png") if place != best else path, one, config.classes[1])
+        yield {"name": f"explanations/{place}", "probability": float(one.probabilities[1])}
+
+
 NAMES: Final[dict[str, Callable[[Path], Iterator[Line]]]] = {
     "imbalance": imbalance,
     "calibration": calibration,
     "ensembles": ensembles,
     "stopping": stopping,
     "norms": norms,
+    "explanations": explanations,
 }
 
 
