@@ -186,6 +186,8 @@ def _check(spec: SearchSpec, file: Path) -> None:
     if spec.sources is None:
         raise ConfigError(f'{file.name} names no data; set sources = "data.toml", a file with [[volumes]] or others')
     training.check(spec)
+    if spec.test is not None and spec.algorithm == "pretrain":
+        raise ConfigError(f"{file.name} names test images, and pre-training has no measure on them; leave out test")
     for path in (spec.sources, spec.test):
         if path is not None:
             try:

@@ -20,6 +20,7 @@ from tests.aggregator.runs.parties import Parties
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 240.0
+PRETRAINING = {"parameters": {"learning_rate": {"min": 1e-4, "max": 1e-2}}, "settings": {}}
 CAIRN = [sys.executable, "-m", "cairn"]
 
 
@@ -154,6 +155,10 @@ def test_jobs_that_diverge_and_jobs_that_never_answer_are_told_and_the_search_en
         ({"test": "search.toml"}, "search.toml has no list of tables [[volumes]], [[labelled]], [[scenes]]"),
         ({"algorithm": "segmentation"}, "the run's segmentation settings: "),
         ({"algorithm": "forest"}, "algorithm: Input should be "),
+        (
+            {"algorithm": "pretrain", "space": PRETRAINING},
+            "search.toml names test images, and pre-training has no measure on them; leave out test",
+        ),
         ({"updates": 0}, "updates: Input should be greater than or equal to 1"),
         ({"validations": 9}, "9 validations do not go into 4 updates"),
         (
