@@ -61,7 +61,7 @@ class Limits(BaseModel):
     """What one aggregator takes on.
 
     threads           calls open at once; every connected site holds one
-    upload_bytes      the largest tally file
+    upload_bytes      the largest tally file, and the largest file of weights that a run begins with
     failed_enrolments from one address within a minute, and as many failed logins
     """
 

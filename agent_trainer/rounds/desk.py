@@ -118,7 +118,7 @@ def round_message(report: RoundReport) -> training_pb2.Round:
 def _call(call: Callable[[], A]) -> A:
     retrying = Retrying(
         retry=retry_if_exception_type(Unreachable),
-        wait=wait_exponential_jitter(0.2, 5),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
         stop=stop_after_delay(AWAY),
         reraise=True,
     )
