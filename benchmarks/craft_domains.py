@@ -247,7 +247,7 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     axes.set_yticks(range(len(names)), [ROWS.get(one, one) for one in short], size=9)
     axes.invert_yaxis()
     axes.axvline(50, color="#c9ced6", linewidth=1, linestyle=":")
-    axes.set_xlabel("balanced accuracy on scanner C, % (a dot a seed, a bar their mean)", size=9)
+    axes.set_xlabel("balanced accuracy on C, %: seeds and their mean", size=9)
     axes.grid(axis="x", color="#e4e6ea")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Software": None})

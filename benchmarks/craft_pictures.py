@@ -310,8 +310,8 @@ def ensembles(path: Path) -> Iterator[Line]:
         }
     axes.set_yticks(range(len(found)), list(found), size=9)
     axes.invert_yaxis()
-    axes.set_xlabel("balanced accuracy on the test (a dot a seed, a bar their mean)", size=9)
-    axes.set_title("five members, a fifth of the radiographs each", size=10, loc="left")
+    axes.set_xlabel("balanced accuracy: seeds and mean", size=9)
+    axes.set_title("five members, a fifth each", size=10, loc="left")
     made.savefig(path, metadata={"Software": None})
 
 
