@@ -17,6 +17,8 @@ from agent_trainer.config import DqnConfig
 from agent_trainer.craft.transfer import Transfer, begin_with, freeze, hold_still, load_encoder
 from agent_trainer.dqn import Batch, Learner
 from agent_trainer.dqn_practice import first_weights as first_agent
+from agent_trainer.segmentation.config import SegmentationConfig
+from agent_trainer.segmentation.learner import Learner as Segmenter
 from cairn.errors import ConfigError
 from tests.agent_trainer.apga_sites import site, tiny
 
@@ -239,3 +241,18 @@ def test_a_dqn_restored_in_its_second_stage_goes_on_bit_for_bit(tmp_path: Path) 
     other.restore(tmp_path / "state")
     assert int(other._adam.state[other._parameters["convolutions.0.weight"]]["step"]) == 1
     assert int(other._adam.state[other._parameters["last.weight"]]["step"]) == 3
+
+
+def test_a_segmentation_s_last_layer_trains_first_and_then_all_of_it() -> None:
+    config = SegmentationConfig(
+        classes=("spleen",), modality="mr", network="segresnet", width=4, depth=2, patch=(8, 8, 8), norm="batch",
+        transfer={"mode": "two-stage", "frozen_updates": 2},
+    )  # fmt: skip
+    learner = Segmenter(config, seed=0)
+    before = learner.weights()
+    images, labels = torch.rand(2, 1, 8, 8, 8), torch.randint(0, 2, (2, 8, 8, 8))
+    for update in range(3):
+        learner.step(images, labels)
+        moved = {name for name, array in learner.weights().items() if not np.array_equal(array, before[name])}
+        assert ({name.split(".")[0] for name in moved} == {"conv_final"}) == (update < 2)
+    assert "convInit.conv.weight" in moved
