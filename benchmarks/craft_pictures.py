@@ -29,8 +29,9 @@ from agent_trainer.explanation import ready
 from agent_trainer.explanation_pictures import draw
 from agent_trainer.labelled.balance import balanced_order, class_weights
 from agent_trainer.labelled.reading import read_whole
+from agent_trainer.labelled.sources import Example
 from agent_trainer.rounds.models import Model
-from benchmarks.apga_cxr import read_cxr
+from benchmarks.apga_cxr import deal, read_cxr
 from benchmarks.craft_domains import LOOKS, scanned
 from benchmarks.dqn_ceph import average
 
@@ -164,17 +165,16 @@ def _too_sure(seed: int, n: int) -> tuple[Floats, Labels]:
 
 
 class Radiographs:
-    """Images at 32 pixels, to learn from and to test on."""
+    """Images at 32 pixels: to learn from, to choose by, and to test on; each patient in one of them."""
 
     def __init__(self) -> None:
         data = read_cxr(validate=False)
-        self.train, self.test = (
-            (
-                np.stack([read_whole(example.path, SIDE, 1) for example in some]),
-                np.array([example.label for example in some], np.int64),
-            )
-            for some in (data.train, data.validation)
-        )
+        self.train, self.validation, self.test = (_read(some) for some in (data.train, *deal(data.validation, 2)))
+
+
+def _read(examples: Sequence[Example]) -> tuple[Pixels, Labels]:
+    pixels = np.stack([read_whole(example.path, SIDE, 1) for example in examples])
+    return pixels, np.array([example.label for example in examples], np.int64)
 
 
 def learn(learner: Learner, data: tuple[Pixels, Labels], updates: int, rng: np.random.Generator) -> None:
@@ -195,8 +195,7 @@ def stopping(path: Path) -> Iterator[Line]:
     """Learn from 60 radiographs for long, with and without dropout, and take the round of the best validation."""
     data = Radiographs()
     made, (axes,) = figure(1)
-    half = len(data.test[1]) // 2
-    validation, test = ((data.test[0][part], data.test[1][part]) for part in (slice(half), slice(half, None)))
+    validation, test = data.validation, data.test
     for dropout, colour in ((0.0, BLUE), (0.5, ORANGE)):
         curves, best, last = [], [], []
         for seed in SEEDS:
@@ -234,8 +233,7 @@ def norms(path: Path) -> Iterator[Line]:
             np.stack([scanned(image[0], look, rng)[None] for image in pixels])
             for pixels in (data.train[0], data.test[0])
         ]
-    half = len(data.train[1]) // 2
-    parts = [(looks["A"][0][:half], data.train[1][:half]), (looks["B"][0][half:], data.train[1][half:])]
+    parts = [(looks[look][0][place::2], data.train[1][place::2]) for place, look in enumerate(looks)]
     tests = [(looks[look][1], data.test[1]) for look in looks]
     made, (axes,) = figure(1)
     kinds: dict[str, dict[str, Any]] = {
@@ -275,8 +273,7 @@ def norms(path: Path) -> Iterator[Line]:
 def ensembles(path: Path) -> Iterator[Line]:
     """Five networks of other seeds and of other fifths of the radiographs, joined in three ways."""
     data = Radiographs()
-    half = len(data.test[1]) // 2
-    validation, test = ((data.test[0][part], data.test[1][part]) for part in (slice(half), slice(half, None)))
+    validation, test = data.validation, data.test
     found: dict[str, list[float]] = {"mean member": [], "best by validation": []}
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
