@@ -33,6 +33,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 VIEW: Final = 1200  # pixels, the longer side of the image that is shown
 HALF: Final = 0.5  # a pixel with a probability over it is kept
+OF_KEPT, OF_HIDDEN = "what the mask keeps", "what the mask hides"  # parts of an image, as people read them
 EXPLAINED: Final = ("attention", "apga")  # the algorithms whose answers can be explained
 
 
@@ -277,10 +278,10 @@ def _apga(model: Model) -> Explainer:
                 kept = torch.sigmoid(logits)[0, 0].numpy()
             keep = aiding(logits)
             if keep.any() and not keep.all():  # else there is one part only, the whole image
-                on["what the mask keeps"] = answer(x * keep)
-                on["what the mask hides"] = answer(x * ~keep)
+                on[OF_KEPT] = answer(x * keep)
+                on[OF_HIDDEN] = answer(x * ~keep)
                 if config.mask_at_inference:
-                    probabilities = np.mean([whole, on["what the mask keeps"]], axis=0, dtype=np.float32)
+                    probabilities = np.mean([whole, on[OF_KEPT]], axis=0, dtype=np.float32)
         best = int(probabilities.argmax())
         heat = cam(x.clone().requires_grad_(), class_idx=best)[0, 0].detach().numpy()
         heat = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)

@@ -17,7 +17,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from agent_trainer.explanation import HALF, Attended, Explanation, Masked, Patch, Pixels, Subject
+from agent_trainer.explanation import (
+    HALF,
+    OF_HIDDEN,
+    OF_KEPT,
+    Attended,
+    Explanation,
+    Masked,
+    Patch,
+    Pixels,
+    Subject,
+)
 from cairn.files import write_atomically
 from cairn.palette import cluster_colour
 
@@ -344,8 +354,18 @@ def remarks(explanation: Explanation) -> list[str]:
                 return []
             kept = explanation.kept > HALF
             if kept.any() and not kept.all():
-                return [f"The mask keeps {kept.mean():.0%} of the pixels"]
+                return [f"The mask keeps {kept.mean():.0%} of the pixels", *_no_reason(explanation)]
             return [f"The mask keeps {'everything' if kept.any() else 'nothing'}; the whole image is answered"]
+
+
+def _no_reason(found: Masked) -> list[str]:
+    """Warn of a mask that people would misread: the classifier is as sure of its answer without what is kept."""
+    if not {OF_KEPT, OF_HIDDEN} <= found.on.keys():
+        return []
+    best = int(found.probabilities.argmax())
+    if found.on[OF_HIDDEN][best] < found.on[OF_KEPT][best]:
+        return []
+    return ["What it hides speaks for the answer\nas much or more: it is no reason for it"]
 
 
 def _of_parts(explanation: Explanation) -> list[str]:

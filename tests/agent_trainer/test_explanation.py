@@ -16,7 +16,18 @@ from agent_trainer.apga_practice import first_weights as apga_weights
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_networks import FeatureNetwork
 from agent_trainer.attention_practice import Look, first_weights
-from agent_trainer.explanation import VIEW, Attended, Masked, Subject, attended, explain, patch_cams, ready
+from agent_trainer.explanation import (
+    OF_HIDDEN,
+    OF_KEPT,
+    VIEW,
+    Attended,
+    Masked,
+    Subject,
+    attended,
+    explain,
+    patch_cams,
+    ready,
+)
 from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels, remarks
 from agent_trainer.rounds.models import Model
 from cairn.errors import Diverged, ImageError, TrainingError
@@ -202,6 +213,20 @@ def test_hidden_pixels_are_dark_and_kept_ones_as_they_are() -> None:
     assert drawn.shape[:2] == (200, 400)
     assert drawn[:, 205:].min() == 200
     assert drawn[:, :195].max() < 30
+
+
+@pytest.mark.parametrize(("kept", "hidden", "warns"), [(0.6, 0.8, True), (0.6, 0.6, True), (0.8, 0.6, False)])
+def test_a_mask_without_which_the_answer_is_as_sure_is_said_to_be_no_reason(
+    kept: float, hidden: float, *, warns: bool
+) -> None:
+    half = np.full((4, 4), 0.9, np.float32)
+    half[:2] = 0
+    on = {what: np.array([p, 1 - p], np.float32) for what, p in ((OF_KEPT, kept), (OF_HIDDEN, hidden))}
+    subject = Subject("a.png", np.zeros((1, 4, 4), np.uint8), (4, 4))
+    found = Masked(subject, CLASSES, np.array([0.7, 0.3], np.float32), half, 0, half, on)
+    said = remarks(found)
+    assert said[0] == "The mask keeps 50% of the pixels"
+    assert any("it is no reason for it" in line for line in said) == warns
 
 
 @pytest.mark.parametrize(("pull", "much"), [(-50.0, "nothing"), (50.0, "everything")])
