@@ -16,7 +16,7 @@ from agent_trainer.attention_draws import draw, draw_all
 from agent_trainer.attention_learner import AttentionLearner
 from agent_trainer.attention_networks import Networks
 from agent_trainer.attention_practice import ATTENTION, covered, look, look_at, networks_of
-from agent_trainer.attention_shelf import Shelf
+from agent_trainer.attention_shelf import Shelf, check_size
 from agent_trainer.attention_views import Change, View, draw_change, map_shape, on_map, rarity
 from agent_trainer.labelled.sources import Example
 from agent_trainer.patches import in_memory
@@ -494,3 +494,9 @@ def test_a_prior_of_tissue_needs_the_sites_label_images(tmp_path):
     practice = ATTENTION.begin(tiny(prior="mixed"), replace(where, sources={**where.sources, "scenes": scenes}))
     *_, last = practice.train(1)  # an image without a label image is drawn from by the attention alone
     assert last.updates == 1
+
+
+def test_an_image_that_makes_a_map_of_one_cell_is_refused():
+    config = tiny(reduction=20, patch=8)
+    with pytest.raises(ImageError, match=r"make a map of one cell, .* choose a smaller reduction"):
+        check_size(config, in_memory(picture(0, 16, 16)))
