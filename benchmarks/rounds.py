@@ -239,6 +239,10 @@ class Nobody:
         """Never called: uniform replay merges nothing."""
         raise NotImplementedError
 
+    def first_weights(self) -> bytes:
+        """Never called: the run begins with weights of its own."""
+        raise NotImplementedError
+
     def log(self, text: str) -> None:
         """Show what went wrong."""
         print(text, file=sys.stderr)
