@@ -27,6 +27,7 @@ from agent_trainer.apga_networks import (
 from agent_trainer.craft.domains import coral_loss
 from agent_trainer.craft.losses import classification_loss
 from agent_trainer.craft.transfer import Staged
+from agent_trainer.gradients import put_gradients
 from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.seeding import seeded
@@ -228,8 +229,7 @@ class Learner:
             pairs = (pair for name in names for pair in zip(self._parameters[name], self._anchor[name], strict=True))
             anchor = [a for p, a in pairs if p.requires_grad]
             torch._foreach_add_(gradients, torch._foreach_sub([p.detach() for p in parameters], anchor), alpha=self._mu)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        put_gradients(parameters, gradients)
         for name in names:
             if name == CLASSIFIER:
                 self.staged.set_rate(self._adam[name], self.config.learning_rate, self.updates)

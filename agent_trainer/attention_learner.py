@@ -23,6 +23,7 @@ from agent_trainer.attention_sampling import (
 )
 from agent_trainer.attention_views import View
 from agent_trainer.estimators import expectation
+from agent_trainer.gradients import put_gradients
 from agent_trainer.losses import proximal
 from cairn.errors import Diverged
 
@@ -119,8 +120,7 @@ class AttentionLearner:
             )
         if grad_norm > config.clip_norm:
             torch._foreach_mul_(full, config.clip_norm / grad_norm)
-        for parameter, gradient in zip(self._parameters.values(), full, strict=True):
-            parameter.grad = gradient
+        put_gradients(self._parameters.values(), full)
         self._adam.step()
         self._adam.zero_grad()
         self.updates += 1

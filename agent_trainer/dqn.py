@@ -13,6 +13,7 @@ from torch import Tensor
 from agent_trainer import saved_state
 from agent_trainer.config import DqnConfig
 from agent_trainer.craft.transfer import Staged
+from agent_trainer.gradients import put_gradients
 from agent_trainer.losses import double_q_target, proximal, q_learning_target, td_error, weighted_loss
 from agent_trainer.networks import QNetwork, architecture, last_layers
 from agent_trainer.targets import TargetCache
@@ -147,10 +148,7 @@ class Learner:
         return target.clone()  # outside inference_mode, so that autograd takes it
 
     def _step(self, gradients: tuple[Tensor, ...]) -> None:
-        for parameter, gradient in zip(self._training(), gradients, strict=True):
-            # The fused Adam takes numbers as they lie in memory, so both must be laid out alike.
-            alike = gradient.stride() == parameter.stride()
-            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
+        put_gradients(self._training(), gradients)
         self.staged.set_rate(self._adam, self.config.rate(self.updates), self.updates)
         self._adam.step()
         self._adam.zero_grad()

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Weights
+from agent_trainer.gradients import put_gradients
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.pretraining.config import PretrainConfig
 from agent_trainer.pretraining.networks import architecture, build
@@ -117,8 +118,7 @@ class Learner:
         if self._mu:
             apart = torch._foreach_sub([p.detach() for p in self._parameters], self._anchor)
             torch._foreach_add_(gradients, apart, alpha=self._mu)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+        put_gradients(self._parameters, gradients)
         self._adam.step()
         self._adam.zero_grad()
         self.updates += 1

@@ -13,6 +13,7 @@ from agent_trainer.networks import QNetwork
 from agent_trainer.pooled_conv import conv_pool_relu
 from agent_trainer.pretraining.config import PretrainConfig
 from agent_trainer.pretraining.tasks import TURNS
+from agent_trainer.seeding import seeded
 
 PRETEXT = "pretext"  # what the names of all that is thrown away begin with
 
@@ -59,8 +60,7 @@ class PretextNetwork(nn.Module):  # type: ignore[misc] # torch is not followed
 
 def build(config: PretrainConfig, seed: int) -> PretextNetwork:
     """Build a run's network with first weights of its own: nothing global is seeded."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = PretextNetwork(config)
         if config.encoder == "dqn":
             fresh = QNetwork(config.agent.run(), 4, 1, seed).convolutions

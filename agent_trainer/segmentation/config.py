@@ -71,6 +71,12 @@ class SegmentationConfig(BaseModel):
             raise ValueError("blocks is 0; a segresnet needs at least 1 a level")
         if self.network != "ahnet" and self.norm == "group" and self.width % self.groups:
             raise ValueError(f"width is {self.width}; group norm needs a multiple of {self.groups}")
+        outputs = len(self.classes) + 1
+        if self.network == "unet" and self.norm == "group" and self.blocks and outputs % self.groups:
+            # MONAI normalises the last level's channels too, and these are the answers.
+            raise ValueError(
+                f"a unet with residual units has no group norm for {outputs} answers; set blocks to 0, or another norm"
+            )
         return self
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Weights
 from agent_trainer.craft import transfer
+from agent_trainer.gradients import put_gradients
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
@@ -109,8 +110,7 @@ class Learner:
             torch._foreach_add_(
                 gradients, torch._foreach_sub([p.detach() for p in self._training()], anchor), alpha=self._mu
             )
-        for parameter, gradient in zip(self._training(), gradients, strict=True):
-            parameter.grad = gradient
+        put_gradients(self._training(), gradients)
         self.staged.set_rate(self._adam, self.config.learning_rate, self.updates)
         self._adam.step()
         self._adam.zero_grad()

@@ -91,6 +91,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         ({"network": "ahnet", "patch": (32, 32, 32)}, "largest side of patch is 32; ahnet needs at least 64"),
         ({"network": "segresnet"}, "a segresnet needs at least 1 a level"),
         ({"norm": "group", "width": 12}, "width is 12; group norm needs a multiple of 8"),
+        ({"norm": "group", "blocks": 1}, "has no group norm for 3 answers; set blocks to 0"),
         ({"classes": ("a", "a")}, "each may be named once"),
         ({"classes": ()}, "at least 1 item"),
         ({"learning_rate": float("nan")}, "finite number"),
