@@ -30,6 +30,7 @@ from agent_trainer.explanation import (
 )
 from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels, remarks
 from agent_trainer.rounds.models import Model
+from agent_trainer.seeding import seeded
 from cairn.errors import Diverged, ImageError, TrainingError
 from cairn.palette import cluster_colour
 from tests.agent_trainer.apga_sites import site, tiny
@@ -313,7 +314,8 @@ def test_patches_have_grad_cam_laid_over_them_where_they_were_cut(tmp_path: Path
 def test_a_classifier_of_monai_has_grad_cam_in_its_patches_too() -> None:
     from monai.networks.nets import DenseNet121
 
-    network = DenseNet121(spatial_dims=2, in_channels=1, out_channels=2).eval()
+    with seeded(3):
+        network = DenseNet121(spatial_dims=2, in_channels=1, out_channels=2).eval()
     patches = np.random.default_rng(0).integers(0, 255, (2, 1, 32, 32)).astype(np.uint8)
     found = patch_cams(network)(patches, 1)
     assert found.shape == (2, 32, 32)
