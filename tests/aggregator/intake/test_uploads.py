@@ -38,7 +38,7 @@ from tests.aggregator.simulated import Federation, count, spec, tissue, wait_unt
 def federation(engine: Engine, tmp_path: Path, clock: Clock) -> Federation:
     made = Federation(engine, tmp_path, clock)
     made.enrol("north", "south", "west")
-    made.create(spec(bands=tuple(f"band{i}" for i in range(128)), min_sites=3))
+    made.create(spec(bands=tuple(f"band{i}" for i in range(128)), min_sites=3, masking="off"))
     return made
 
 
