@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_trainer.explanation import EXPLAINED, Attended, Explainer, Explanation, Masked, ready
-from agent_trainer.explanation_pictures import panel_png, panels, patch_png, remarks
+from agent_trainer.explanation_panels import panel_png, panels, patch_png
+from agent_trainer.explanation_pictures import remarks
 from agent_trainer.labelled.sources import Example, LabelledSource, load_labelled
 from agent_trainer.rounds.models import ModelHead, Models
 from agent_trainer.scenes.settings import LabelImages, SceneSource

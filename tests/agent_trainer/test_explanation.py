@@ -28,7 +28,8 @@ from agent_trainer.explanation import (
     patch_cams,
     ready,
 )
-from agent_trainer.explanation_pictures import draw, headline, make_figure, panel_png, panels, remarks
+from agent_trainer.explanation_panels import panel_png, panels
+from agent_trainer.explanation_pictures import draw, headline, make_figure, remarks
 from agent_trainer.rounds.models import Model
 from agent_trainer.seeding import seeded
 from cairn.errors import Diverged, ImageError, TrainingError
