@@ -31,6 +31,7 @@ from cairn.plan import (
     ReplayRangesPlan,
     Secrecy,
     Stage,
+    UpdatePlan,
 )
 from cairn.sketch import SketchSpec
 from cairn.tally import Tally
@@ -82,6 +83,8 @@ def encode_plan(plan: Plan) -> bytes:
                 )
             )
             message.replay.sketch.CopyFrom(_sketch(sketch))
+        case UpdatePlan():
+            message.update.CopyFrom(plan_pb2.Update(**vars(plan.stage)))
     return message.SerializeToString(deterministic=True)
 
 
@@ -147,6 +150,9 @@ def _stage(message: plan_pb2.Plan) -> Stage:  # noqa: PLR0911 - one for each sta
             return ReplayRangesPlan(tuple(int(cells) for cells in message.replay_ranges.grid))
         case "replay":
             return ReplayPlan(_read_coder(message.replay.coder), _read_sketch(message.replay.sketch))
+        case "update":
+            update = message.update
+            return UpdatePlan(update.values, update.fraction_bits, update.clip, update.weight_limit)
         case _:
             raise PlanError("the plan has no stage that this version knows; update Cairn")
 

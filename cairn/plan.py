@@ -6,7 +6,7 @@ A study's stages, each one federated sum of integer tables (DESIGN §5):
 
 and of a training run's rounds, where the study is the run and the window is the round:
 
-    replay_ranges (the first round) → replay (every later one)
+    replay_ranges (the first round) → replay (every later one), and beside them update (every round of a masked run)
 
 The published bytes of a plan are its protobuf message (`cairn.codec.encode_plan`); the fingerprint is their SHA-256.
 """
@@ -20,13 +20,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cairn.errors import PlanError
+from cairn.errors import MaskingError, PlanError
 from cairn.keyspace import KeySpace
+from cairn.masking.fixed_point import FixedPoint
 from cairn.pixels import INTENSITY_BINS, UNIT_BINS, PixelLevels, Quantiser, check_projection
 from cairn.sketch import SketchSpec
 from cairn.transitions import LEVELS, TransitionCoder
 
-StageName = Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay"]
+StageName = Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay", "update"]
 Shapes = Mapping[str, tuple[int, ...]]
 LIMBS = 2  # a sum of products is two int64 words: low 32 bits, and the rest (cairn.moments)
 
@@ -176,9 +177,41 @@ class ReplayPlan:
         return {"transitions": (1,), self.table: (self.sketch.depth, self.sketch.width)}
 
 
+@dataclass(frozen=True)
+class UpdatePlan:
+    """A run's round: the sites' model updates in fixed point, each times its weight, and the weights' sum.
+
+    values  numbers of an update; for the rest see `cairn.masking.fixed_point.FixedPoint`
+    """
+
+    stage: ClassVar[StageName] = "update"
+    values: int
+    fraction_bits: int
+    clip: float
+    weight_limit: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.values <= 2**31:
+            raise PlanError(f"updates of {self.values} numbers were asked for; one to 2^31 can be")
+        try:
+            _ = self.form
+        except MaskingError as error:
+            raise PlanError(f"updates cannot be summed secretly in {error}") from error
+
+    @property
+    def form(self) -> FixedPoint:
+        """How an update becomes integers."""
+        return FixedPoint(self.fraction_bits, self.clip, self.weight_limit)
+
+    def shapes(self) -> Shapes:
+        """Name the tally's tables and their shapes; all are int64."""
+        return {"update": (self.values + 1,)}
+
+
 PixelStage = MomentsPlan | RangesPlan | CountsPlan | RecoveryPlan | CodebookPlan
 ReplayStage = ReplayRangesPlan | ReplayPlan
-Stage = PixelStage | ReplayStage
+RunStage = ReplayStage | UpdatePlan
+Stage = PixelStage | RunStage
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from cairn.plan import Stage
 
 Tables = dict[str, npt.NDArray[np.int64]]
 CELL_LIMIT = 2**53  # of one site's cell: a thousand sites' sum stays under 2^63
-SIGNED = "sketch_"  # the tables whose cells may be negative; all others count or sum what is never below 0
+SIGNED = ("sketch_", "update")  # how the names begin of tables whose cells may be negative; all others never are
 
 
 @dataclass(frozen=True)

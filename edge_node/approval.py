@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from cairn import codec
 from cairn.errors import CairnError, IdentityError, PlanError, PlanNotApproved
-from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, fingerprint
+from cairn.plan import Plan, RunStage, fingerprint
 from cairn.rpc import NAME
 from cairn.v1 import plans_pb2
 from edge_node import worker
@@ -21,13 +21,13 @@ Reason = str | None
 def approve(plan: Plan, of: bytes, settings: SiteSettings) -> None:
     """Let a plan pass when its name fits a pattern of the settings, or its fingerprint is listed there.
 
-    A study's patterns are `approval.studies`; a run's, for its replay plans, `training.runs`.
+    A study's patterns are `approval.studies`; a run's, for the plans of its rounds, `training.runs`.
     Raises PlanNotApproved with the sentence that both sides see.
     """
     if not NAME.fullmatch(plan.study):
         raise PlanNotApproved("the study's name is not made of a-z, 0-9 and - alone; publish it under another name")
     patterns, what = settings.approval.studies or (), "study"
-    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
+    if isinstance(plan.stage, RunStage):
         if settings.training is None:
             raise PlanNotApproved("this site does not train")
         patterns, what = settings.training.runs, "run"
@@ -45,7 +45,7 @@ def reason_against(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
         approve(plan, of, settings)
     except PlanNotApproved as error:
         return str(error)
-    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
+    if isinstance(plan.stage, RunStage):
         return None  # what it counts is made in the round; whether anything is, only the round can tell
     return worker.lacking(plan, settings.images)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from cairn import kernels
 from cairn.errors import CairnError, IdentityError, StorageFull
-from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan
+from cairn.plan import Plan, RunStage
 from edge_node import worker
 from edge_node.approval import Offer, Offers
 from edge_node.outbox import FULL, Outbox
@@ -62,7 +62,7 @@ class PixelTallies:
         wanted = offer.reason is None and offer.plan is not None
         return (
             wanted
-            and not isinstance(offer.plan and offer.plan.stage, ReplayRangesPlan | ReplayPlan)
+            and not isinstance(offer.plan and offer.plan.stage, RunStage)
             and not self._outbox.find(offer.fingerprint)
         )
 

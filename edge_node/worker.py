@@ -14,7 +14,7 @@ from cairn.errors import ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
-from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, ReplayPlan, ReplayRangesPlan
+from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, RunStage
 from cairn.tally import Tally
 from edge_node.counting import Counter, Labelled
 from edge_node.labelling import label_images
@@ -89,7 +89,7 @@ File = tuple[Frozen, ImageSource | None]
 def pixel_stage(plan: Plan) -> PixelStage:
     """Return the stage of a plan over images. Raises PlanError for one over transitions."""
     stage = plan.stage
-    if isinstance(stage, ReplayRangesPlan | ReplayPlan):
+    if isinstance(stage, RunStage):
         raise PlanError(f"a plan of stage {stage.stage} counts what a training round makes, not images")
     return stage
 

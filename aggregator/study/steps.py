@@ -22,6 +22,7 @@ from cairn.plan import (
     RecoveryPlan,
     ReplayPlan,
     ReplayRangesPlan,
+    UpdatePlan,
     fingerprint,
 )
 from cairn.ranges import ranges
@@ -166,5 +167,5 @@ def after_merge(spec: StudySpec, plan: Plan, known: Results, tables: Tables) -> 
             return Outcome("merged", None, {"foreground": int(tables["foreground"][0])})
         case CodebookPlan():
             return after_codebook(known, tables)
-        case ReplayRangesPlan() | ReplayPlan():
+        case ReplayRangesPlan() | ReplayPlan() | UpdatePlan():
             raise PlanError(f"the plan of {plan.study} is of a training run, not of a study")

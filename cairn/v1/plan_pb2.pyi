@@ -35,6 +35,7 @@ class Plan(_message.Message):
     CODEBOOK_FIELD_NUMBER: _builtins.int
     REPLAY_RANGES_FIELD_NUMBER: _builtins.int
     REPLAY_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     SECRECY_FIELD_NUMBER: _builtins.int
     study: _builtins.str
     """The study's name, or of the replay stages the training run's."""
@@ -55,6 +56,8 @@ class Plan(_message.Message):
     @_builtins.property
     def replay(self) -> Global___Replay: ...
     @_builtins.property
+    def update(self) -> Global___Update: ...
+    @_builtins.property
     def secrecy(self) -> Global___Secrecy:
         """Set: tallies are summed secretly (Masking), and none is taken in plain."""
 
@@ -70,13 +73,14 @@ class Plan(_message.Message):
         codebook: Global___Codebook | None = ...,
         replay_ranges: Global___ReplayRanges | None = ...,
         replay: Global___Replay | None = ...,
+        update: Global___Update | None = ...,
         secrecy: Global___Secrecy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "study", b"study", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "study", b"study", "update", b"update", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay"]  # noqa: Y015
+    _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay", "update"]  # noqa: Y015
     _WhichOneofArgType_stage: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stage) -> _WhichOneofReturnType_stage | None: ...
 
@@ -435,6 +439,39 @@ class Replay(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replay: _TypeAlias = Replay  # noqa: Y015
+
+@_typing.final
+class Update(_message.Message):
+    """A round of a run: the sites' model updates in fixed point, each weighted by its examples. Rules: cairn/plan.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    FRACTION_BITS_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    WEIGHT_LIMIT_FIELD_NUMBER: _builtins.int
+    values: _builtins.int
+    """Numbers of an update."""
+    fraction_bits: _builtins.int
+    clip: _builtins.float
+    """The largest |number| of an update."""
+    weight_limit: _builtins.int
+    """The largest weight that a site may give itself."""
+    def __init__(
+        self,
+        *,
+        values: _builtins.int = ...,
+        fraction_bits: _builtins.int = ...,
+        clip: _builtins.float = ...,
+        weight_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "fraction_bits", b"fraction_bits", "values", b"values", "weight_limit", b"weight_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Update: _TypeAlias = Update  # noqa: Y015
 
 @_typing.final
 class TransitionCoder(_message.Message):

@@ -59,6 +59,11 @@ class RunSpec(_message.Message):
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
     FIRST_WEIGHTS_FIELD_NUMBER: _builtins.int
     SEARCH_JSON_FIELD_NUMBER: _builtins.int
+    MASKING_FIELD_NUMBER: _builtins.int
+    SITE_FIGURES_FIELD_NUMBER: _builtins.int
+    MASKING_PATIENCE_FIELD_NUMBER: _builtins.int
+    MAY_DROP_FIELD_NUMBER: _builtins.int
+    MAY_COLLUDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     algorithm: _builtins.str
     """"dqn", "apga", "attention", "segmentation" or "pretrain"."""
@@ -82,12 +87,23 @@ class RunSpec(_message.Message):
     """Of a search for a training strategy, a JSON object; "" for a run of rounds. Rules in agent_trainer/search/spec.py.
     The rounds are then its jobs, min_sites the sites of a job, and round_deadline is a job's.
     """
+    masking: _builtins.str
+    """Whether the aggregator learns sums of the sites' updates alone: "auto" (where min_sites is 3 or more), "on" or "off"."""
+    site_figures: _builtins.str
+    """What a site tells of its own round in plain, of a masked run: "all" (losses, validation, seconds) or "none"."""
+    may_drop: _builtins.int
+    """Thousandths of the sites that may be lost in a masked sum, and that may side with the aggregator."""
+    may_collude: _builtins.int
     @_builtins.property
     def strategy_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The strategy's own numbers, by name."""
 
     @_builtins.property
     def round_deadline(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def masking_patience(self) -> _duration_pb2.Duration:
+        """For which a step of a masked sum waits for late sites."""
+
     def __init__(
         self,
         *,
@@ -104,12 +120,24 @@ class RunSpec(_message.Message):
         settings_json: _builtins.str = ...,
         first_weights: _builtins.str = ...,
         search_json: _builtins.str = ...,
+        masking: _builtins.str = ...,
+        site_figures: _builtins.str = ...,
+        masking_patience: _duration_pb2.Duration | None = ...,
+        may_drop: _builtins.int | None = ...,
+        may_collude: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["round_deadline", b"round_deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "round_deadline", b"round_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "min_sites", b"min_sites", "name", b"name", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "search_json", b"search_json", "seed", b"seed", "settings_json", b"settings_json", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_sites", b"min_sites", "name", b"name", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "search_json", b"search_json", "seed", b"seed", "settings_json", b"settings_json", "site_figures", b"site_figures", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__may_collude: _TypeAlias = _typing.Literal["may_collude"]  # noqa: Y015
+    _WhichOneofArgType__may_collude: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude"]  # noqa: Y015
+    _WhichOneofReturnType__may_drop: _TypeAlias = _typing.Literal["may_drop"]  # noqa: Y015
+    _WhichOneofArgType__may_drop: _TypeAlias = _typing.Literal["_may_drop", b"_may_drop"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__may_collude) -> _WhichOneofReturnType__may_collude | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__may_drop) -> _WhichOneofReturnType__may_drop | None: ...
 
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
 
@@ -850,15 +878,21 @@ class MergeReplayResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the first message: the sites whose tallies are in the sum."""
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
+        sites: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

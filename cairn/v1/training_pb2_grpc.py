@@ -522,7 +522,7 @@ class TrainingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PublishReplay(self, request, context):
-        """Publishes the replay plan of a round to the sites. The same bytes again change nothing.
+        """Publishes the replay plan of a round, or the plan of its updates, to the sites. The same bytes again change nothing.
         Errors: PlanError when it is no replay plan of a run that is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -531,7 +531,8 @@ class TrainingServicer:
 
     def MergeReplay(self, request, context):
         """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
-        `patience` for the sites named. Again: the same bytes. Errors: UnknownPlan.
+        `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
+        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -172,12 +172,13 @@ class TrainingStub:
     ListNodes: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListNodesRequest, _training_pb2.ListNodesResponse]
     """Names the sites and the keys with which their SuperNodes sign; revoked ones are not in it."""
     PublishReplay: _grpc.UnaryUnaryMultiCallable[_training_pb2.PublishReplayRequest, _training_pb2.PublishReplayResponse]
-    """Publishes the replay plan of a round to the sites. The same bytes again change nothing.
+    """Publishes the replay plan of a round, or the plan of its updates, to the sites. The same bytes again change nothing.
     Errors: PlanError when it is no replay plan of a run that is running.
     """
     MergeReplay: _grpc.UnaryStreamMultiCallable[_training_pb2.MergeReplayRequest, _training_pb2.MergeReplayResponse]
     """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
-    `patience` for the sites named. Again: the same bytes. Errors: UnknownPlan.
+    `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
+    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
     """
     ReportRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportRunRequest, _training_pb2.ReportRunResponse]
     """Notes a round, a line of the log, or the run's end; tells whether a person has asked the run to stop."""
@@ -196,12 +197,13 @@ class TrainingAsyncStub(TrainingStub):
     ListNodes: _aio.UnaryUnaryMultiCallable[_training_pb2.ListNodesRequest, _training_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Names the sites and the keys with which their SuperNodes sign; revoked ones are not in it."""
     PublishReplay: _aio.UnaryUnaryMultiCallable[_training_pb2.PublishReplayRequest, _training_pb2.PublishReplayResponse]  # type: ignore[assignment]
-    """Publishes the replay plan of a round to the sites. The same bytes again change nothing.
+    """Publishes the replay plan of a round, or the plan of its updates, to the sites. The same bytes again change nothing.
     Errors: PlanError when it is no replay plan of a run that is running.
     """
     MergeReplay: _aio.UnaryStreamMultiCallable[_training_pb2.MergeReplayRequest, _training_pb2.MergeReplayResponse]  # type: ignore[assignment]
     """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
-    `patience` for the sites named. Again: the same bytes. Errors: UnknownPlan.
+    `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
+    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
     """
     ReportRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportRunRequest, _training_pb2.ReportRunResponse]  # type: ignore[assignment]
     """Notes a round, a line of the log, or the run's end; tells whether a person has asked the run to stop."""
@@ -241,7 +243,7 @@ class TrainingServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.PublishReplayRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PublishReplayResponse, _abc.Awaitable[_training_pb2.PublishReplayResponse]]:
-        """Publishes the replay plan of a round to the sites. The same bytes again change nothing.
+        """Publishes the replay plan of a round, or the plan of its updates, to the sites. The same bytes again change nothing.
         Errors: PlanError when it is no replay plan of a run that is running.
         """
 
@@ -252,7 +254,8 @@ class TrainingServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.MergeReplayResponse], _abc.AsyncIterator[_training_pb2.MergeReplayResponse]]:
         """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
-        `patience` for the sites named. Again: the same bytes. Errors: UnknownPlan.
+        `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
+        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
         """
 
     @_abc_1.abstractmethod

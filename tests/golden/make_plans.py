@@ -19,6 +19,7 @@ from cairn.plan import (
     ReplayPlan,
     ReplayRangesPlan,
     Stage,
+    UpdatePlan,
     fingerprint,
 )
 from cairn.sketch import SketchSpec
@@ -39,6 +40,7 @@ STAGES: tuple[Stage, ...] = (
     CodebookPlan(QUANTISER, KEYS, np.array([0, 1, 1, 0], np.uint8), (1, 0), ("tumour", "other")),
     ReplayRangesPlan((2, 1)),
     ReplayPlan(CODER, SketchSpec(2, 8, bytes(range(32)))),
+    UpdatePlan(1000, 20, 64.0, 2**20),
 )
 
 
