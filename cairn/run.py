@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cairn.errors import TrainingError
-from cairn.study import Name
+from cairn.study import LEAST_MASKED, Name
 from cairn.v1 import training_pb2
 
 AlgorithmName = Literal["dqn", "apga", "attention", "segmentation", "pretrain"]
@@ -58,6 +58,11 @@ OPTIONS: dict[Strategy, dict[str, float]] = {
 }
 
 
+SINGLE: frozenset[Strategy] = frozenset({"trimmed-mean", "krum"})  # look at each site's update by itself
+_SPANS: tuple[Literal["round_deadline", "masking_patience"], ...] = ("round_deadline", "masking_patience")
+_SHARES: tuple[Literal["may_drop", "may_collude"], ...] = ("may_drop", "may_collude")
+
+
 class RunSpec(BaseModel):
     """A run as asked for. Nothing that a person must decide has a default."""
 
@@ -79,6 +84,20 @@ class RunSpec(BaseModel):
         None, description="of a strategy, by agent_trainer.search: rounds are then its jobs, min_sites those of a job"
     )
 
+    masking: Literal["auto", "on", "off"] = Field(
+        "auto", description="the aggregator learns sums of updates alone; auto: where min_sites is 3 or more"
+    )
+    site_figures: Literal["all", "none"] = Field(
+        "all", description="what a site of a masked run tells of its round in plain: losses and validation, or nothing"
+    )
+    masking_patience: timedelta = Field(
+        timedelta(minutes=2), gt=timedelta(0), description="for which a step of a masked sum waits for late sites"
+    )
+    may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
+    may_collude: int = Field(
+        100, ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum"
+    )
+
     @model_validator(mode="after")
     def _options_known(self) -> "RunSpec":
         unknown = sorted(set(self.strategy_options) - set(OPTIONS[self.strategy]))
@@ -94,6 +113,30 @@ class RunSpec(BaseModel):
                 "a search joins the weights of a job's sites by fedavg, and has no patience; leave both out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_masked(self) -> "RunSpec":
+        if self.masking == "on" and self.min_sites < LEAST_MASKED:
+            raise ValueError(
+                f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {self.min_sites}; raise it, or set "
+                "masking to off"
+            )
+        if self.masking == "on" and self.search is not None:
+            raise ValueError("a search's jobs are not masked; set masking to off")
+        if self.masked and self.strategy in SINGLE:
+            raise ValueError(
+                f"{self.strategy} looks at the update of each site by itself, which a masked sum hides; choose another "
+                "strategy, or turn masking off"
+            )
+        if self.masked and self.site_figures == "none" and self.patience:
+            raise ValueError("sites that tell no figures validate nothing; leave patience out, or let them tell all")
+        return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether the aggregator learns sums of the sites' updates alone."""
+        wanted = self.masking == "on" or (self.masking == "auto" and self.min_sites >= LEAST_MASKED)
+        return wanted and self.search is None
 
     @property
     def goal(self) -> Goal:
@@ -119,11 +162,12 @@ def parse_run(values: object) -> RunSpec:
 def run_message(run: RunSpec) -> training_pb2.RunSpec:
     """Write a specification as its message."""
     message = training_pb2.RunSpec(
-        **run.model_dump(exclude={"round_deadline", "settings", "search"}),
+        **run.model_dump(exclude={*_SPANS, "settings", "search"}),
         settings_json=json.dumps(run.settings),
         search_json="" if run.search is None else json.dumps(run.search),
     )
-    message.round_deadline.FromTimedelta(run.round_deadline)
+    for name in _SPANS:
+        getattr(message, name).FromTimedelta(getattr(run, name))
     return message
 
 
@@ -146,7 +190,9 @@ def read_run(message: training_pb2.RunSpec) -> RunSpec:
         "settings": settings,
         "first_weights": message.first_weights,
         "search": search,
+        "masking": message.masking or "auto",
+        "site_figures": message.site_figures or "all",
     }
-    if message.HasField("round_deadline"):
-        values["round_deadline"] = message.round_deadline.ToTimedelta()
+    values.update({name: getattr(message, name).ToTimedelta() for name in _SPANS if message.HasField(name)})
+    values.update({name: getattr(message, name) for name in _SHARES if message.HasField(name)})
     return parse_run(values)

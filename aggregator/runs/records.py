@@ -56,6 +56,11 @@ def find_run(session: Session, name: str) -> tables.Run:
     return run
 
 
+def spec_of(run: tables.Run) -> RunSpec:
+    """Read what a run was asked for; one that was stored before there were masked runs goes on in plain."""
+    return RunSpec.model_validate({"masking": "off", **run.spec})
+
+
 def best_values(session: Session, *names: str) -> dict[str, float]:
     """Find the best validation of these runs, or of all, by their algorithm's figure; runs without are left out."""
     found: dict[str, float] = {}

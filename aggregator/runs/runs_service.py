@@ -15,7 +15,7 @@ from aggregator.runs.bell import Bell
 from aggregator.runs.checkpoints import open_journal, open_weights
 from cairn.errors import TrainingError
 from cairn.rpc import caller
-from cairn.run import RunSpec, read_run, run_message
+from cairn.run import read_run, run_message
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 CHUNK = 1 << 20
@@ -96,7 +96,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
             run = records.find_run(session, request.name)
             answer = training_pb2.ShowRunResponse(
                 summary=_summary(run, records.best_values(session, run.name).get(run.name)),
-                spec=run_message(RunSpec.model_validate(run.spec)),
+                spec=run_message(records.spec_of(run)),
             )
             after, size = request.after, 0
             while page := records.rounds(session, run.name, after, PAGE):

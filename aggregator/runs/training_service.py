@@ -17,7 +17,7 @@ from aggregator.runs.bell import Bell
 from aggregator.runs.replay import ReplayPlans
 from aggregator.telemetry import Metrics
 from cairn.errors import StudyError
-from cairn.run import RunSpec, run_message
+from cairn.run import run_message
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 CHUNK = 1 << 20
@@ -63,7 +63,7 @@ class TrainingService(training_pb2_grpc.TrainingServicer):
         if run is None:
             return training_pb2.ClaimRunResponse()
         self._log.info("run claimed", run=run.name, round=run.round)
-        return training_pb2.ClaimRunResponse(spec=run_message(RunSpec.model_validate(run.spec)), round=run.round)
+        return training_pb2.ClaimRunResponse(spec=run_message(records.spec_of(run)), round=run.round)
 
     def FetchWeights(  # noqa: N802
         self,
@@ -72,7 +72,7 @@ class TrainingService(training_pb2_grpc.TrainingServicer):
     ) -> Iterator[training_pb2.FetchWeightsResponse]:
         """Stream the weights that a run was given to begin with."""
         with database.reading(self._engine) as session:
-            digest = RunSpec.model_validate(records.find_run(session, request.name).spec).first_weights
+            digest = records.spec_of(records.find_run(session, request.name)).first_weights
         if not digest:
             raise StudyError(f"the run {request.name} was given no weights to begin with")
         with self._store.open(digest) as file:

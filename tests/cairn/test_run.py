@@ -34,6 +34,11 @@ def test_a_run_crosses_the_wire_unchanged() -> None:
             "evaluate_every": 0,
             "patience": 3,
             "seed": 2**40,
+            "masking": "off",
+            "site_figures": "none",
+            "masking_patience": 7,
+            "may_drop": 0,
+            "may_collude": 250,
         }
     )
     assert read_run(run_message(run)) == run
@@ -42,7 +47,7 @@ def test_a_run_crosses_the_wire_unchanged() -> None:
 def test_settings_that_are_no_json_are_refused() -> None:
     message = run_message(parse_run(ASKED))
     message.settings_json = "{"
-    with pytest.raises(TrainingError, match=r"^settings: "):
+    with pytest.raises(TrainingError, match=r"^settings, or a search: "):
         read_run(message)
 
 
@@ -55,8 +60,19 @@ def test_settings_that_are_no_json_are_refused() -> None:
         ({"strategy": "best"}, "^strategy: "),
         ({"strategy_options": {"momentum": 1.0}}, "fedavg has no option 'momentum'; it takes none"),
         ({"hurry": True}, "^hurry: "),
+        ({"masking": "on"}, "a masked sum needs 3 sites or more and min_sites is 2"),
+        ({"min_sites": 3, "strategy": "krum"}, "krum looks at the update of each site by itself, which a masked sum hides"),
+        ({"min_sites": 3, "site_figures": "none", "patience": 2}, "sites that tell no figures validate nothing"),
     ],
 )
 def test_a_wrong_wish_is_refused_in_one_sentence(change: dict[str, object], said: str) -> None:
     with pytest.raises(TrainingError, match=said):
         parse_run({**ASKED, **change})
+
+
+@pytest.mark.parametrize(
+    ("asked", "masked"),
+    [({}, False), ({"min_sites": 3}, True), ({"min_sites": 3, "masking": "off"}, False), ({"search": {}}, False)],
+)
+def test_a_run_is_masked_where_three_sites_answer_unless_somebody_says_otherwise(asked, masked) -> None:
+    assert parse_run({**ASKED, **asked}).masked is masked
