@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from agent_trainer.commands.first_weights import begun_from_files
+from agent_trainer.commands.run_settings import read_settings
 from agent_trainer.commands.watching import print_json, run_as_dict, watch
 from cairn.errors import ConfigError, StudyError
 from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel
@@ -81,7 +81,7 @@ def dqn(
 
     * `cairn train dqn --config run.toml --set replay="sketched" --set batch=96 --no-watch`
     """
-    values, own = _begin(config, settings)
+    values, own = read_settings(config, settings)
     if task:
         own["tasks"] = list(task)
     elif study:
@@ -111,7 +111,7 @@ def classifier(
     as_json: JsonOption = False,
 ) -> None:
     """Train a classifier of the sites' labelled images, by the algorithm whose command this is."""
-    values, own = _begin(config, settings)
+    values, own = read_settings(config, settings)
     if classes:
         own["classes"] = list(classes)
     given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
@@ -178,7 +178,7 @@ def segmentation(
 
     * `cairn train segmentation --config run.toml --set augmentation.flip=0.5 --set weights="spleen.safetensors"`
     """
-    values, own = _begin(config, settings)
+    values, own = read_settings(config, settings)
     if classes:
         own["classes"] = list(classes)
     if modality:
@@ -220,20 +220,11 @@ def pretrain(
 
     * `cairn export chest --out encoder …`, then `cairn train apga … --set transfer.weights=encoder/weights.safetensors`
     """
-    values, own = _begin(config, settings)
+    values, own = read_settings(config, settings)
     own |= {key: value for key, value in (("method", method), ("encoder", encoder)) if value}
     given = _given(name, rounds, min_sites, strategy, deadline, patience, seed)
     run = _spec("pretrain", values, own, given, [word for word in (encoder, method) if word])
     _ask(profile, run, watching=watching, as_json=as_json)
-
-
-def _begin(config: Path | None, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a run's file says of the run, and the algorithm's own settings with those of --set."""
-    values = _read_file(config) if config else {}
-    own = _own(values, config)
-    for name, value in map(_setting, settings or []):
-        own = _put(own, name, value)
-    return values, own
 
 
 def _given(
@@ -318,42 +309,3 @@ def _check_study(channel: grpc.Channel, study: str) -> None:
             f"the study {study} is in the state {found.summary.state}, so its label images are not written yet; "
             f"wait for it with: cairn study show {study} --wait"
         )
-
-
-def _own(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
-    """Return the algorithm's own settings of a run's file. Raises ConfigError."""
-    own = values.get("settings", {})
-    if not isinstance(own, dict):
-        raise ConfigError(f"{config}: settings is {own!r}; write them as a table, [settings]")
-    return dict(own)
-
-
-def _put(own: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Return settings with one more; "table.setting" stands in a table. Raises ConfigError where that is none."""
-    table, dot, inner = name.partition(".")
-    if not dot:
-        return {**own, name: value}
-    held = own.get(table, {})
-    if not isinstance(held, dict):
-        raise ConfigError(f"--set {name}: {table} is {held!r}; expected a table of settings")
-    return {**own, table: _put(held, inner, value)}
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE; a value that is no TOML is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r} is not NAME=VALUE")
-    try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name.strip(), value.strip()
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a run's TOML file with --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML file: {error}") from error
