@@ -75,14 +75,9 @@ def test_the_secret_and_the_trainers_settings_are_for_the_owner_alone(site):
         for name in ("secret", "site.json"):
             assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
         told = json.loads((folder / "site.json").read_text(encoding="utf-8"))
-    assert told == {
-        "runs": ["sella-*"],
-        "scenes": [{"kind": "generated"}],
-        "labelled": [],
-        "device": "auto",
-        "threads": 1,
-        "folder": str(folder / "site"),
-    }
+    assert told["runs"] == ["sella-*"]
+    assert told["scenes"] == [{"kind": "generated"}]
+    assert told["folder"] == str(folder / "site")
 
 
 @pytest.mark.parametrize(("trainer", "supernode", "log"), [("dies", "good", "trainer"), ("good", "dies", "supernode")])
