@@ -33,6 +33,7 @@ from cairn.plan import (
     Stage,
     UpdatePlan,
 )
+from cairn.privacy.terms import UNITS, Privacy
 from cairn.sketch import SketchSpec
 from cairn.tally import Tally
 from cairn.transitions import TransitionCoder
@@ -50,6 +51,8 @@ def encode_plan(plan: Plan) -> bytes:
     message = plan_pb2.Plan(study=plan.study, window=plan.window)
     if plan.secrecy is not None:
         message.secrecy.CopyFrom(plan_pb2.Secrecy(**vars(plan.secrecy)))
+    if plan.privacy is not None:
+        message.privacy.CopyFrom(plan_pb2.Privacy(**vars(plan.privacy)))
     match plan.stage:
         case MomentsPlan(pixels):
             message.moments.pixels.CopyFrom(_pixels(pixels))
@@ -92,7 +95,7 @@ def decode_plan(published: bytes) -> Plan:
     """Read a plan from its published bytes. Raises PlanError when they are not a plan this version can follow."""
     try:
         message = plan_pb2.Plan.FromString(published)
-        return Plan(message.study, message.window, _stage(message), _secrecy(message))
+        return Plan(message.study, message.window, _stage(message), _secrecy(message), _privacy(message))
     except (DecodeError, ValueError, OverflowError) as error:
         raise PlanError(
             "the published plan cannot be read; the aggregator may be newer than this site, update Cairn"
@@ -102,6 +105,18 @@ def decode_plan(published: bytes) -> Plan:
 def _secrecy(message: plan_pb2.Plan) -> Secrecy | None:
     found = message.secrecy
     return Secrecy(found.bits, found.may_drop, found.may_collude) if message.HasField("secrecy") else None
+
+
+def _privacy(message: plan_pb2.Plan) -> Privacy | None:
+    if not message.HasField("privacy"):
+        return None
+    found = message.privacy
+    unit = next((unit for unit in UNITS if unit == found.unit), None)
+    if unit is None:
+        raise PlanError(f"the plan protects each {found.unit[:20]!r}, which this version does not know; update Cairn")
+    return Privacy(
+        unit, found.epsilon, found.delta, found.noise, found.clip, found.brightest, found.sites, found.sharers
+    )
 
 
 def _sketch(sketch: SketchSpec) -> plan_pb2.SketchSpec:

@@ -24,6 +24,7 @@ from cairn.errors import MaskingError, PlanError
 from cairn.keyspace import KeySpace
 from cairn.masking.fixed_point import FixedPoint
 from cairn.pixels import INTENSITY_BINS, UNIT_BINS, PixelLevels, Quantiser, check_projection
+from cairn.privacy.terms import Privacy
 from cairn.sketch import SketchSpec
 from cairn.transitions import LEVELS, TransitionCoder
 
@@ -241,12 +242,26 @@ class Plan:
     """One stage of one study for one window: what a site is asked to tally.
 
     secrecy  None: tallies are sent in plain
+    privacy  None: tallies are exact
+    Raises PlanError for a promise of privacy that the plan cannot keep.
     """
 
     study: str
     window: int
     stage: Stage
     secrecy: Secrecy | None = None
+    privacy: Privacy | None = None
+
+    def __post_init__(self) -> None:
+        if self.privacy is None:
+            return
+        if not isinstance(self.stage, PixelStage):
+            raise PlanError(f"a plan of stage {self.stage.stage} cannot be private; plans over images can")
+        if self.secrecy is None and self.privacy.sites > 1:
+            raise PlanError(
+                f"the noise of {self.privacy.sites} sites is to hide each one's counts, and the plan is not masked; "
+                "mask it, or let every site add all of the noise"
+            )
 
     @property
     def cells(self) -> int:

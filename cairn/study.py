@@ -6,9 +6,32 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cairn.errors import PlanError
+from cairn.privacy.terms import LARGEST_CLIP, Unit
 
 LEAST_MASKED = 3  # sites; of two, each would learn the other's tally
 Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class StudyPrivacy(BaseModel):
+    """What a study promises to every unit, over all stages of its first window together. Nothing has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Unit = Field(description="what is protected: pixel, image, or patient (who may have many images at a site)")
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=0.01, description="well under one in the number of units")
+    clip: int = Field(
+        ge=1, le=LARGEST_CLIP, description="L2 norm of what a unit may add to a row of a table; 1 for pixels"
+    )
+    brightest: int = Field(
+        ge=1, le=2**20, description="L2 norm of a pixel's levels; brighter pixels are dimmed where levels are summed"
+    )
+
+    @model_validator(mode="after")
+    def _one_pixel(self) -> "StudyPrivacy":
+        if self.unit == "pixel" and self.clip != 1:
+            raise ValueError(f"clip is {self.clip} and a pixel can add only 1; set clip to 1, or choose another unit")
+        return self
 
 
 class StudySpec(BaseModel):
@@ -50,6 +73,8 @@ class StudySpec(BaseModel):
         timedelta(minutes=10), gt=timedelta(0), description="for which a step of a masked sum waits for late sites"
     )
 
+    privacy: StudyPrivacy | None = Field(None, description="noise for each unit's sake; without, counts are exact")
+
     @model_validator(mode="after")
     def _bands_known(self) -> "StudySpec":
         unknown = sorted({band for bands in self.states.values() for band in bands} - set(self.bands))
@@ -78,6 +103,14 @@ class StudySpec(BaseModel):
             raise ValueError(
                 f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {self.min_sites}; raise it, or set "
                 "masking to off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_not_by_extremes(self) -> "StudySpec":
+        if self.privacy is not None and self.range_quantile == 0:
+            raise ValueError(
+                "range_quantile is 0, and minimum and maximum are what noise hides best; set it to 0.01 or so"
             )
         return self
 

@@ -51,12 +51,15 @@ def check(tally: Tally, fingerprint: bytes, stage: Stage) -> None:
         raise PlanMismatch(f"the tally holds tables {found}; the plan's {stage.stage} stage has {expected}")
 
 
-def check_table(name: str, table: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> None:
-    """Refuse a table that no count can have made, so that one site cannot overflow a sum. Raises PlanMismatch."""
+def check_table(name: str, table: npt.NDArray[np.int32] | npt.NDArray[np.int64], *, noisy: bool = False) -> None:
+    """Refuse a table that no count can have made, so that one site cannot overflow a sum. Raises PlanMismatch.
+
+    noisy  of a private plan: noise can bring any cell below 0
+    """
     if not table.size:
         return
     lowest, highest = int(table.min()), int(table.max())
-    floor = -CELL_LIMIT if name.startswith(SIGNED) else 0
+    floor = -CELL_LIMIT if noisy or name.startswith(SIGNED) else 0
     if lowest < floor or highest > CELL_LIMIT:
         raise PlanMismatch(
             f"table {name!r} holds cells from {lowest} to {highest} where {floor} to {CELL_LIMIT} can occur; "

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from google.protobuf.duration_pb2 import Duration
 
-from cairn.study import StudySpec, parse_spec
+from cairn.study import StudyPrivacy, StudySpec, parse_spec
 from cairn.v1 import operations_pb2
 
 # Fields whose zero is nobody's choice: left out on the wire, they take the default of cairn/study.py.
@@ -28,10 +28,12 @@ _SPANS: tuple[Literal["stage_deadline", "masking_patience"], ...] = ("stage_dead
 
 def spec_message(spec: StudySpec) -> operations_pb2.StudySpec:
     """Write a specification as its message."""
-    values = spec.model_dump(exclude={"states", *_SPANS})
+    values = spec.model_dump(exclude={"states", "privacy", *_SPANS})
     message = operations_pb2.StudySpec(**values)
     for name in _SPANS:
         getattr(message, name).FromTimedelta(getattr(spec, name))
+    if spec.privacy is not None:
+        message.privacy.CopyFrom(operations_pb2.StudyPrivacy(**spec.privacy.model_dump()))
     for state, bands in spec.states.items():
         message.states.add(state=state, bands=bands)
     return message
@@ -52,6 +54,9 @@ def read_spec(message: operations_pb2.StudySpec) -> StudySpec:
     values.update({name: getattr(message, name) for name in _WORDS if getattr(message, name)})
     values.update({name: getattr(message, name) for name in _SHARES if message.HasField(name)})
     values.update({name: _span(getattr(message, name)) for name in _SPANS if message.HasField(name)})
+    if message.HasField("privacy"):
+        told = message.privacy
+        values["privacy"] = {name: getattr(told, name) for name in StudyPrivacy.model_fields}
     return parse_spec(values)
 
 

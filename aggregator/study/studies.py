@@ -25,8 +25,19 @@ from cairn.plan import (
     StageName,
     prefix_levels,
 )
+from cairn.privacy.accountant import composed, shared
+from cairn.privacy.terms import Privacy, honest
 from cairn.sketch import SketchSpec
 from cairn.study import StudySpec
+
+# Of ρ, which adds up. Counts and their verification decide which keys are seen; the others sum over all pixels.
+PRIVACY_SHARES: Final[dict[StageName, float]] = {
+    "moments": 0.1,
+    "ranges": 0.15,
+    "counts": 0.4,
+    "recovery": 0.25,
+    "codebook": 0.1,
+}
 
 State = Literal[
     "moments",
@@ -139,8 +150,31 @@ def closing(sites: Sequence[Participant], min_sites: int, deadline: datetime, no
 
 
 def as_published(spec: StudySpec, plan: Plan) -> Plan:
-    """Say of a plan how its tallies are summed, as the study wants it."""
-    return replace(plan, secrecy=Secrecy(64, spec.may_drop, spec.may_collude) if spec.masked else None)
+    """Say of a plan how its tallies are summed and what they promise, as the study wants it."""
+    secrecy = Secrecy(64, spec.may_drop, spec.may_collude) if spec.masked else None
+    return replace(plan, secrecy=secrecy, privacy=promise(spec, plan.stage.stage))
+
+
+def promise(spec: StudySpec, stage: StageName) -> Privacy | None:
+    """Say what a stage's plan promises, so that the five plans of the first window keep the study's ε and δ together.
+
+    Without masking a site stands alone, and its own noise must do.
+    """
+    whole = spec.privacy
+    if whole is None:
+        return None
+    (noise,) = shared(whole.epsilon, whole.delta, [PRIVACY_SHARES[stage]])
+    sites = spec.min_sites if spec.masked else 1
+    return Privacy(
+        unit=whole.unit,
+        epsilon=composed([noise], whole.delta),
+        delta=whole.delta,
+        noise=noise,
+        clip=whole.clip,
+        brightest=whole.brightest,
+        sites=sites,
+        sharers=honest(sites, spec.may_collude),
+    )
 
 
 def moments_plan(spec: StudySpec) -> Plan:

@@ -221,6 +221,7 @@ class StudySpec(_message.Message):
     MAY_DROP_FIELD_NUMBER: _builtins.int
     MAY_COLLUDE_FIELD_NUMBER: _builtins.int
     MASKING_PATIENCE_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     pixel_offset: _builtins.float
     pixel_scale: _builtins.float
@@ -260,6 +261,10 @@ class StudySpec(_message.Message):
     def masking_patience(self) -> _duration_pb2.Duration:
         """For which a step of a masked sum waits for late sites."""
 
+    @_builtins.property
+    def privacy(self) -> Global___StudyPrivacy:
+        """Not set: the study's counts are exact."""
+
     def __init__(
         self,
         *,
@@ -286,10 +291,11 @@ class StudySpec(_message.Message):
         may_drop: _builtins.int | None = ...,
         may_collude: _builtins.int | None = ...,
         masking_patience: _duration_pb2.Duration | None = ...,
+        privacy: Global___StudyPrivacy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "stage_deadline", b"stage_deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "privacy", b"privacy", "stage_deadline", b"stage_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "auto_approve", b"auto_approve", "bands", b"bands", "clustering", b"clustering", "clusters", b"clusters", "depth", b"depth", "dimensions", b"dimensions", "embedding_seed", b"embedding_seed", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_count", b"min_count", "min_sites", b"min_sites", "n_neighbors", b"n_neighbors", "name", b"name", "pixel_offset", b"pixel_offset", "pixel_scale", b"pixel_scale", "radix", b"radix", "range_quantile", b"range_quantile", "stage_deadline", b"stage_deadline", "states", b"states", "top_k", b"top_k", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "auto_approve", b"auto_approve", "bands", b"bands", "clustering", b"clustering", "clusters", b"clusters", "depth", b"depth", "dimensions", b"dimensions", "embedding_seed", b"embedding_seed", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_count", b"min_count", "min_sites", b"min_sites", "n_neighbors", b"n_neighbors", "name", b"name", "pixel_offset", b"pixel_offset", "pixel_scale", b"pixel_scale", "privacy", b"privacy", "radix", b"radix", "range_quantile", b"range_quantile", "stage_deadline", b"stage_deadline", "states", b"states", "top_k", b"top_k", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__may_collude: _TypeAlias = _typing.Literal["may_collude"]  # noqa: Y015
     _WhichOneofArgType__may_collude: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude"]  # noqa: Y015
@@ -301,6 +307,41 @@ class StudySpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__may_drop) -> _WhichOneofReturnType__may_drop | None: ...
 
 Global___StudySpec: _TypeAlias = StudySpec  # noqa: Y015
+
+@_typing.final
+class StudyPrivacy(_message.Message):
+    """What a study promises to each unit, over the stages of its first window together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    BRIGHTEST_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """"pixel", "image" or "patient"."""
+    epsilon: _builtins.float
+    delta: _builtins.float
+    clip: _builtins.int
+    """As in Privacy of a plan."""
+    brightest: _builtins.int
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        clip: _builtins.int = ...,
+        brightest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brightest", b"brightest", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StudyPrivacy: _TypeAlias = StudyPrivacy  # noqa: Y015
 
 @_typing.final
 class StateRule(_message.Message):

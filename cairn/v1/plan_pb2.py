@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x61irn/v1/plan.proto\x12\x08\x63\x61irn.v1\"\x89\x03\n\x04Plan\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0e\n\x06window\x18\x02 \x01(\r\x12$\n\x07moments\x18\x03 \x01(\x0b\x32\x11.cairn.v1.MomentsH\x00\x12\"\n\x06ranges\x18\x04 \x01(\x0b\x32\x10.cairn.v1.RangesH\x00\x12\"\n\x06\x63ounts\x18\x05 \x01(\x0b\x32\x10.cairn.v1.CountsH\x00\x12&\n\x08recovery\x18\x06 \x01(\x0b\x32\x12.cairn.v1.RecoveryH\x00\x12&\n\x08\x63odebook\x18\x07 \x01(\x0b\x32\x12.cairn.v1.CodebookH\x00\x12/\n\rreplay_ranges\x18\x08 \x01(\x0b\x32\x16.cairn.v1.ReplayRangesH\x00\x12\"\n\x06replay\x18\t \x01(\x0b\x32\x10.cairn.v1.ReplayH\x00\x12\"\n\x06update\x18\x10 \x01(\x0b\x32\x10.cairn.v1.UpdateH\x00\x12\"\n\x07secrecy\x18\n \x01(\x0b\x32\x11.cairn.v1.SecrecyB\x07\n\x05stage\">\n\x07Secrecy\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x10\n\x08may_drop\x18\x02 \x01(\r\x12\x13\n\x0bmay_collude\x18\x03 \x01(\r\"6\n\x06Pixels\x12\r\n\x05\x62\x61nds\x18\x01 \x03(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x01\x12\r\n\x05scale\x18\x03 \x01(\x01\"\x1d\n\nProjection\x12\x0f\n\x07weights\x18\x01 \x03(\x11\"\x93\x01\n\tQuantiser\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\x12(\n\nprojection\x18\x02 \x01(\x0b\x32\x14.cairn.v1.Projection\x12\x10\n\x08min_norm\x18\x03 \x01(\x01\x12\x0b\n\x03low\x18\x04 \x03(\x01\x12\x0c\n\x04high\x18\x05 \x03(\x01\x12\r\n\x05radix\x18\x06 \x01(\r\"+\n\x07Moments\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\"T\n\x06Ranges\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\x12(\n\nprojection\x18\x02 \x01(\x0b\x32\x14.cairn.v1.Projection\"H\n\nSketchSpec\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x0c\"\x7f\n\x06\x43ounts\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12$\n\x06sketch\x18\x02 \x01(\x0b\x32\x14.cairn.v1.SketchSpec\x12\x12\n\ndense_bits\x18\x03 \x01(\r\x12\x13\n\x0bsketch_bits\x18\x04 \x03(\r\"F\n\x08Recovery\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12\x12\n\ncandidates\x18\x02 \x03(\x06\"z\n\x08\x43odebook\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12\x0c\n\x04keys\x18\x02 \x03(\x06\x12\x10\n\x08\x63lusters\x18\x03 \x03(\r\x12\x16\n\x0e\x63luster_states\x18\x04 \x03(\r\x12\x0e\n\x06states\x18\x05 \x03(\t\"\x1c\n\x0cReplayRanges\x12\x0c\n\x04grid\x18\x01 \x03(\r\"X\n\x06Replay\x12(\n\x05\x63oder\x18\x01 \x01(\x0b\x32\x19.cairn.v1.TransitionCoder\x12$\n\x06sketch\x18\x02 \x01(\x0b\x32\x14.cairn.v1.SketchSpec\"S\n\x06Update\x12\x0e\n\x06values\x18\x01 \x01(\x04\x12\x15\n\rfraction_bits\x18\x02 \x01(\r\x12\x0c\n\x04\x63lip\x18\x03 \x01(\x01\x12\x14\n\x0cweight_limit\x18\x04 \x01(\r\"i\n\x0fTransitionCoder\x12\x0c\n\x04grid\x18\x01 \x03(\r\x12\x12\n\nthresholds\x18\x02 \x01(\x0c\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x63tions\x18\x04 \x01(\r\x12\x14\n\x0creward_edges\x18\x05 \x03(\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x61irn/v1/plan.proto\x12\x08\x63\x61irn.v1\"\xad\x03\n\x04Plan\x12\r\n\x05study\x18\x01 \x01(\t\x12\x0e\n\x06window\x18\x02 \x01(\r\x12$\n\x07moments\x18\x03 \x01(\x0b\x32\x11.cairn.v1.MomentsH\x00\x12\"\n\x06ranges\x18\x04 \x01(\x0b\x32\x10.cairn.v1.RangesH\x00\x12\"\n\x06\x63ounts\x18\x05 \x01(\x0b\x32\x10.cairn.v1.CountsH\x00\x12&\n\x08recovery\x18\x06 \x01(\x0b\x32\x12.cairn.v1.RecoveryH\x00\x12&\n\x08\x63odebook\x18\x07 \x01(\x0b\x32\x12.cairn.v1.CodebookH\x00\x12/\n\rreplay_ranges\x18\x08 \x01(\x0b\x32\x16.cairn.v1.ReplayRangesH\x00\x12\"\n\x06replay\x18\t \x01(\x0b\x32\x10.cairn.v1.ReplayH\x00\x12\"\n\x06update\x18\x10 \x01(\x0b\x32\x10.cairn.v1.UpdateH\x00\x12\"\n\x07secrecy\x18\n \x01(\x0b\x32\x11.cairn.v1.Secrecy\x12\"\n\x07privacy\x18\x0b \x01(\x0b\x32\x11.cairn.v1.PrivacyB\x07\n\x05stage\"\x87\x01\n\x07Privacy\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\r\n\x05noise\x18\x04 \x01(\x01\x12\x0c\n\x04\x63lip\x18\x05 \x01(\r\x12\x11\n\tbrightest\x18\x06 \x01(\r\x12\r\n\x05sites\x18\x07 \x01(\r\x12\x0f\n\x07sharers\x18\x08 \x01(\r\">\n\x07Secrecy\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x10\n\x08may_drop\x18\x02 \x01(\r\x12\x13\n\x0bmay_collude\x18\x03 \x01(\r\"6\n\x06Pixels\x12\r\n\x05\x62\x61nds\x18\x01 \x03(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x01\x12\r\n\x05scale\x18\x03 \x01(\x01\"\x1d\n\nProjection\x12\x0f\n\x07weights\x18\x01 \x03(\x11\"\x93\x01\n\tQuantiser\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\x12(\n\nprojection\x18\x02 \x01(\x0b\x32\x14.cairn.v1.Projection\x12\x10\n\x08min_norm\x18\x03 \x01(\x01\x12\x0b\n\x03low\x18\x04 \x03(\x01\x12\x0c\n\x04high\x18\x05 \x03(\x01\x12\r\n\x05radix\x18\x06 \x01(\r\"+\n\x07Moments\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\"T\n\x06Ranges\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Pixels\x12(\n\nprojection\x18\x02 \x01(\x0b\x32\x14.cairn.v1.Projection\"H\n\nSketchSpec\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x0c\"\x7f\n\x06\x43ounts\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12$\n\x06sketch\x18\x02 \x01(\x0b\x32\x14.cairn.v1.SketchSpec\x12\x12\n\ndense_bits\x18\x03 \x01(\r\x12\x13\n\x0bsketch_bits\x18\x04 \x03(\r\"F\n\x08Recovery\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12\x12\n\ncandidates\x18\x02 \x03(\x06\"z\n\x08\x43odebook\x12&\n\tquantiser\x18\x01 \x01(\x0b\x32\x13.cairn.v1.Quantiser\x12\x0c\n\x04keys\x18\x02 \x03(\x06\x12\x10\n\x08\x63lusters\x18\x03 \x03(\r\x12\x16\n\x0e\x63luster_states\x18\x04 \x03(\r\x12\x0e\n\x06states\x18\x05 \x03(\t\"\x1c\n\x0cReplayRanges\x12\x0c\n\x04grid\x18\x01 \x03(\r\"X\n\x06Replay\x12(\n\x05\x63oder\x18\x01 \x01(\x0b\x32\x19.cairn.v1.TransitionCoder\x12$\n\x06sketch\x18\x02 \x01(\x0b\x32\x14.cairn.v1.SketchSpec\"S\n\x06Update\x12\x0e\n\x06values\x18\x01 \x01(\x04\x12\x15\n\rfraction_bits\x18\x02 \x01(\r\x12\x0c\n\x04\x63lip\x18\x03 \x01(\x01\x12\x14\n\x0cweight_limit\x18\x04 \x01(\r\"i\n\x0fTransitionCoder\x12\x0c\n\x04grid\x18\x01 \x03(\r\x12\x12\n\nthresholds\x18\x02 \x01(\x0c\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x63tions\x18\x04 \x01(\r\x12\x14\n\x0creward_edges\x18\x05 \x03(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cairn.v1.plan_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLAN']._serialized_start=34
-  _globals['_PLAN']._serialized_end=427
-  _globals['_SECRECY']._serialized_start=429
-  _globals['_SECRECY']._serialized_end=491
-  _globals['_PIXELS']._serialized_start=493
-  _globals['_PIXELS']._serialized_end=547
-  _globals['_PROJECTION']._serialized_start=549
-  _globals['_PROJECTION']._serialized_end=578
-  _globals['_QUANTISER']._serialized_start=581
-  _globals['_QUANTISER']._serialized_end=728
-  _globals['_MOMENTS']._serialized_start=730
-  _globals['_MOMENTS']._serialized_end=773
-  _globals['_RANGES']._serialized_start=775
-  _globals['_RANGES']._serialized_end=859
-  _globals['_SKETCHSPEC']._serialized_start=861
-  _globals['_SKETCHSPEC']._serialized_end=933
-  _globals['_COUNTS']._serialized_start=935
-  _globals['_COUNTS']._serialized_end=1062
-  _globals['_RECOVERY']._serialized_start=1064
-  _globals['_RECOVERY']._serialized_end=1134
-  _globals['_CODEBOOK']._serialized_start=1136
-  _globals['_CODEBOOK']._serialized_end=1258
-  _globals['_REPLAYRANGES']._serialized_start=1260
-  _globals['_REPLAYRANGES']._serialized_end=1288
-  _globals['_REPLAY']._serialized_start=1290
-  _globals['_REPLAY']._serialized_end=1378
-  _globals['_UPDATE']._serialized_start=1380
-  _globals['_UPDATE']._serialized_end=1463
-  _globals['_TRANSITIONCODER']._serialized_start=1465
-  _globals['_TRANSITIONCODER']._serialized_end=1570
+  _globals['_PLAN']._serialized_end=463
+  _globals['_PRIVACY']._serialized_start=466
+  _globals['_PRIVACY']._serialized_end=601
+  _globals['_SECRECY']._serialized_start=603
+  _globals['_SECRECY']._serialized_end=665
+  _globals['_PIXELS']._serialized_start=667
+  _globals['_PIXELS']._serialized_end=721
+  _globals['_PROJECTION']._serialized_start=723
+  _globals['_PROJECTION']._serialized_end=752
+  _globals['_QUANTISER']._serialized_start=755
+  _globals['_QUANTISER']._serialized_end=902
+  _globals['_MOMENTS']._serialized_start=904
+  _globals['_MOMENTS']._serialized_end=947
+  _globals['_RANGES']._serialized_start=949
+  _globals['_RANGES']._serialized_end=1033
+  _globals['_SKETCHSPEC']._serialized_start=1035
+  _globals['_SKETCHSPEC']._serialized_end=1107
+  _globals['_COUNTS']._serialized_start=1109
+  _globals['_COUNTS']._serialized_end=1236
+  _globals['_RECOVERY']._serialized_start=1238
+  _globals['_RECOVERY']._serialized_end=1308
+  _globals['_CODEBOOK']._serialized_start=1310
+  _globals['_CODEBOOK']._serialized_end=1432
+  _globals['_REPLAYRANGES']._serialized_start=1434
+  _globals['_REPLAYRANGES']._serialized_end=1462
+  _globals['_REPLAY']._serialized_start=1464
+  _globals['_REPLAY']._serialized_end=1552
+  _globals['_UPDATE']._serialized_start=1554
+  _globals['_UPDATE']._serialized_end=1637
+  _globals['_TRANSITIONCODER']._serialized_start=1639
+  _globals['_TRANSITIONCODER']._serialized_end=1744
 # @@protoc_insertion_point(module_scope)

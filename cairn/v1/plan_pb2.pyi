@@ -37,6 +37,7 @@ class Plan(_message.Message):
     REPLAY_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
     SECRECY_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
     study: _builtins.str
     """The study's name, or of the replay stages the training run's."""
     window: _builtins.int
@@ -61,6 +62,10 @@ class Plan(_message.Message):
     def secrecy(self) -> Global___Secrecy:
         """Set: tallies are summed secretly (Masking), and none is taken in plain."""
 
+    @_builtins.property
+    def privacy(self) -> Global___Privacy:
+        """Set: every site adds noise to its tally, so that no one unit shows in the sum."""
+
     def __init__(
         self,
         *,
@@ -75,16 +80,66 @@ class Plan(_message.Message):
         replay: Global___Replay | None = ...,
         update: Global___Update | None = ...,
         secrecy: Global___Secrecy | None = ...,
+        privacy: Global___Privacy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "privacy", b"privacy", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "study", b"study", "update", b"update", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "counts", b"counts", "moments", b"moments", "privacy", b"privacy", "ranges", b"ranges", "recovery", b"recovery", "replay", b"replay", "replay_ranges", b"replay_ranges", "secrecy", b"secrecy", "stage", b"stage", "study", b"study", "update", b"update", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stage: _TypeAlias = _typing.Literal["moments", "ranges", "counts", "recovery", "codebook", "replay_ranges", "replay", "update"]  # noqa: Y015
     _WhichOneofArgType_stage: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stage) -> _WhichOneofReturnType_stage | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class Privacy(_message.Message):
+    """What a plan promises to each unit; rules: cairn/privacy/terms.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    BRIGHTEST_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
+    SHARERS_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """What is protected: "pixel", "image" or "patient"."""
+    epsilon: _builtins.float
+    """Of this plan alone."""
+    delta: _builtins.float
+    noise: _builtins.float
+    """Standard deviation of the noise for a sensitivity of 1."""
+    clip: _builtins.int
+    """A unit adds at most clip squared pixels, and to a row of a table at most clip in L2 norm."""
+    brightest: _builtins.int
+    """L2 norm of a pixel's levels to which brighter ones are dimmed where levels are summed."""
+    sites: _builtins.int
+    """Least number of sites in a sum; 1: each site's own noise is all of it."""
+    sharers: _builtins.int
+    """Of those, sites whose noise is counted on."""
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        noise: _builtins.float = ...,
+        clip: _builtins.int = ...,
+        brightest: _builtins.int = ...,
+        sites: _builtins.int = ...,
+        sharers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brightest", b"brightest", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "sharers", b"sharers", "sites", b"sites", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Privacy: _TypeAlias = Privacy  # noqa: Y015
 
 @_typing.final
 class Secrecy(_message.Message):
