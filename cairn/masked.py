@@ -75,5 +75,5 @@ def unmasked(plan: Plan, fingerprint: bytes, uploads: list[BinaryIO], mask: Mask
             mask.apply(total)
             part[:] = from_words(total)
     for name, table in tables.items():
-        check_table(name, table)
+        check_table(name, table, noisy=plan.privacy is not None)
     return Tally(fingerprint, tables)
