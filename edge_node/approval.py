@@ -1,51 +1,48 @@
 """What this site takes part in: the only place that says yes to a plan, and the plans on offer with the answers."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from cairn import codec
-from cairn.errors import CairnError, IdentityError, PlanError, PlanNotApproved
-from cairn.plan import Plan, RunStage, fingerprint
-from cairn.rpc import NAME
+from cairn.errors import CairnError, ConfigError, IdentityError, PlanError, PlanNotApproved
+from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, fingerprint
 from cairn.v1 import plans_pb2
 from edge_node import worker
 from edge_node.audit import AuditLog, Departure
+from edge_node.decisions import Decision, read_decisions
+from edge_node.policy import rules
 from edge_node.settings import SiteSettings
 from edge_node.status import Log
 
 Reason = str | None
 
 
-def approve(plan: Plan, of: bytes, settings: SiteSettings) -> None:
-    """Let a plan pass when its name fits a pattern of the settings, or its fingerprint is listed there.
+def approve(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str, Decision] | None = None) -> None:
+    """Let a plan pass when no rule of this site is against it.
 
-    A study's patterns are `approval.studies`; a run's, for the plans of its rounds, `training.runs`.
+    decisions  what its people said of single plans, by fingerprint
     Raises PlanNotApproved with the sentence that both sides see.
     """
-    if not NAME.fullmatch(plan.study):
-        raise PlanNotApproved("the study's name is not made of a-z, 0-9 and - alone; publish it under another name")
-    patterns, what = settings.approval.studies or (), "study"
-    if isinstance(plan.stage, RunStage):
-        if settings.training is None:
-            raise PlanNotApproved("this site does not train")
-        patterns, what = settings.training.runs, "run"
-    if of.hex() in (settings.approval.fingerprints or ()) or any(fnmatchcase(plan.study, p) for p in patterns):
-        return
-    raise PlanNotApproved(
-        f"this site has not approved {what} {plan.study}, stage {plan.stage.stage} "
-        f"(plan {of.hex()[:12]}…); its settings name what it takes part in"
-    )
+    for rule in rules(plan, of, settings, decisions or {}):
+        if rule.against is not None:
+            raise PlanNotApproved(rule.against)
+
+
+def not_allowed(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
+    """Say which rule of this site is against a plan, its people's latest decisions among them; None: none is."""
+    try:
+        approve(plan, of, settings, read_decisions(settings.state_dir))
+    except (PlanNotApproved, ConfigError) as error:
+        return str(error)
+    return None
 
 
 def reason_against(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
-    """Say why the site does not take part in a plan, None when it does: not approved, or no image does for it."""
-    try:
-        approve(plan, of, settings)
-    except PlanNotApproved as error:
-        return str(error)
-    if isinstance(plan.stage, RunStage):
+    """Say why the site does not take part in a plan, None when it does: not allowed, or no image does for it."""
+    if (reason := not_allowed(plan, of, settings)) is not None:
+        return reason
+    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
         return None  # what it counts is made in the round; whether anything is, only the round can tell
     return worker.lacking(plan, settings.images)
 
@@ -70,8 +67,9 @@ class Offer:
 class Offers:
     """The open plans as the aggregator last listed them.
 
-    judge   says why the site does not take part in a plan, None when it does
-    answer  tells the aggregator; raises CairnError
+    judge    says why the site does not take part in a plan, None when it does
+    answer   tells the aggregator; raises CairnError
+    allowed  says the same of a plan in which it takes part already, and looks at no image
     """
 
     def __init__(
@@ -80,8 +78,9 @@ class Offers:
         answer: Callable[[bytes, Reason], None],
         audit_log: AuditLog,
         log: Log,
+        allowed: Callable[[Plan, bytes], Reason] = lambda _plan, _of: None,
     ) -> None:
-        self._judge = judge
+        self._judge, self._allowed = judge, allowed
         self._answer = answer
         self._audit = audit_log
         self._log = log
@@ -101,11 +100,11 @@ class Offers:
             self._tell()
 
     def reconsider(self) -> None:
-        """Judge the refused plans again, as images may have arrived, and repeat answers that were not heard."""
+        """Judge all plans again, as images or a person's decision may have come, and repeat unheard answers."""
         with self._lock:
             for of, offer in self._offers.items():
-                if offer.plan and offer.reason is not None and not offer.final:
-                    reason = self._judge(offer.plan, of)
+                if offer.plan and not offer.final:
+                    reason = (self._allowed if offer.reason is None else self._judge)(offer.plan, of)
                     if reason != offer.reason:
                         self._offers[of] = replace(offer, reason=reason, answered=False)
             self._tell()
@@ -125,6 +124,16 @@ class Offers:
     def open(self, of: bytes) -> bool:
         """Tell whether a plan is on offer still."""
         return of in self._offers
+
+    def wanted(self, of: bytes) -> bool:
+        """Tell whether a plan is on offer still and this site takes part."""
+        offer = self._offers.get(of)
+        return offer is not None and offer.reason is None
+
+    def barred(self, of: bytes) -> bool:
+        """Tell whether a plan is on offer that a rule of this site is against, whatever was counted for it before."""
+        offer = self._offers.get(of)
+        return offer is not None and offer.plan is not None and self._allowed(offer.plan, of) is not None
 
     def masked(self, of: bytes) -> bool:
         """Tell whether a plan is on offer whose tallies are summed secretly."""

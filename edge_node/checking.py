@@ -92,6 +92,7 @@ def _resolved(settings: SiteSettings) -> dict[str, Any]:
         "labels.format": settings.labels.format,
         "approval.studies": list(allowed.studies or ()),
         "approval.fingerprints": list(allowed.fingerprints or ()),
+        "policy": ", ".join(f"{key} {value}" for key, value in settings.policy.said().items() if value is not None),
         "training": settings.training.model_dump(mode="json") if settings.training else None,
         "local.listen": settings.local.listen,
         "local.page": settings.local.page,
@@ -159,7 +160,7 @@ def _check_aggregator(settings: SiteSettings, report: SiteReport, now: datetime)
     if who.expires - now < SOON:
         report.remarks.append(f"the certificate ends on {who.expires:%Y-%m-%d}; the running service renews it")
     try:
-        first = _first_answer(settings, who.address)
+        first = first_answer(settings, who.address)
     except CairnError as error:
         report.faults.append(in_words(error, who.address))
         return None
@@ -167,7 +168,8 @@ def _check_aggregator(settings: SiteSettings, report: SiteReport, now: datetime)
     return first.superlink_address
 
 
-def _first_answer(settings: SiteSettings, address: str) -> plans_pb2.WatchResponse:
+def first_answer(settings: SiteSettings, address: str) -> plans_pb2.WatchResponse:
+    """Ask the aggregator what is open now. Raises CairnError."""
     with mtls_channel(address, enrolment.tls_files(settings.identity_folder)) as channel, errors_from_wire():
         stream = plans_pb2_grpc.PlansStub(channel).Watch(plans_pb2.WatchRequest(version=__version__), timeout=ANSWER_S)
         first = next(iter(stream))

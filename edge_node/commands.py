@@ -15,6 +15,7 @@ from cairn import invitation
 from cairn.errors import BadToken, ConfigError
 from cairn.figures import in_words
 from cairn.stopping import told_to_stop
+from edge_node import policy_commands
 from edge_node.settings import load_settings
 
 if TYPE_CHECKING:
@@ -159,6 +160,13 @@ def count(
     for problem in problems:
         typer.echo(f"left out: {problem.detail}", err=True)
     typer.echo(f"{out} written, {out.stat().st_size:,} bytes")
+
+
+app.command()(policy_commands.approve)
+app.command()(policy_commands.refuse)
+app.command()(policy_commands.forget)
+app.add_typer(policy_commands.policy_app, name="policy")
+app.add_typer(policy_commands.audit_app, name="audit")
 
 
 def _text_of(invited: str) -> str:

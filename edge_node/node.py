@@ -5,9 +5,9 @@
       → ReplayTallies.run → tally_of ────┴→ Outbox.seal → Sending.run → Uplink.deliver
                                                         → MaskedTallies.run → Steps.answer → Uplink.send_words
 
-Five threads, one each for watching, counting, sending, masked sums and reporting, and two more at a site that trains;
-they share the board, the outbox and the offers. What is on the disk (windows, outbox, memories of masked sums, audit
-log) is all that a restart needs.
+Six threads, one each for watching, counting, sending, masked sums, reporting and people's decisions, and two more at a
+site that trains; they share the board, the outbox and the offers. What is on the disk (windows, outbox, memories of
+masked sums, decisions, audit log) is all that a restart needs.
 """
 
 import fcntl
@@ -19,9 +19,11 @@ from pathlib import Path
 
 from cairn.errors import ConfigError, IdentityError
 from edge_node import local_service
-from edge_node.approval import Offers, reason_against
+from edge_node.approval import Offers, not_allowed, reason_against
 from edge_node.audit import AuditLog, first_broken
 from edge_node.connection import Connection, Reports, Wanted, read_enrolled, read_key
+from edge_node.decisions import FILE as DECISIONS
+from edge_node.door import Door
 from edge_node.masking.memories import Memories
 from edge_node.masking.steps import Who
 from edge_node.masking.tallies import MaskedTallies
@@ -37,6 +39,7 @@ from edge_node.training.surroundings import PROGRAMS, Programs, Surroundings
 from edge_node.training.trainer import PATIENCE, Patience
 from edge_node.uplink import Pace, Uplink
 
+LOOK_S = 1.0  # between two looks at what people decided
 PATIENCE_S = 8.0  # for the threads to end after the site was asked to stop
 
 
@@ -74,8 +77,13 @@ class Node:
             log=log,
         )
         offers = self._offers = Offers(
-            lambda plan, of: reason_against(plan, of, settings), self._connection.answer, self._audit, log
+            lambda plan, of: reason_against(plan, of, settings),
+            self._connection.answer,
+            self._audit,
+            log,
+            lambda plan, of: not_allowed(plan, of, settings),
         )
+        door = Door(settings.policy, self._audit, state, lambda: datetime.now(UTC))
         self._reports = Reports(self._connection.report, board, self._audit)
         uplink = Uplink(
             channel=self._connection.channel,
@@ -86,6 +94,7 @@ class Node:
             trouble=lambda sentence: board.problems("uplink", [Problem("a tally could not be sent", sentence)]),
             log=log,
             pace=Pace(),
+            door=door,
         )
         self._sending = Sending(
             uplink,
@@ -114,6 +123,7 @@ class Node:
             changed=self._note_plans,
             now=lambda: datetime.now(UTC),
             log=log,
+            door=door,
         )
         self._pixels = PixelTallies(
             settings,
@@ -136,6 +146,7 @@ class Node:
             log=log,
             programs=programs,
             patience=patience,
+            door=door,
         )
 
     def run(self) -> None:
@@ -179,6 +190,7 @@ class Node:
             "uplink": lambda: self._sending.run(halt, rescan_s),
             "masking": lambda: self._masked.run(halt, rescan_s),
             "reports": lambda: self._reports.run(halt),
+            "decisions": lambda: self._heed(halt),
         }
         if training := self._training:
             lives["replay"] = lambda: self._replay.run(halt)
@@ -199,6 +211,17 @@ class Node:
                 self._log.error("the service fails", thread=threading.current_thread().name, exc_info=error)
                 self._died.append(error)
                 self._stop.set()
+
+    def _heed(self, halt: threading.Event) -> None:
+        """Follow what people decide, within a second, until `halt` is set."""
+        path = self._settings.state_dir / DECISIONS
+        seen = _stamp(path)
+        while not halt.wait(LOOK_S):
+            if (now := _stamp(path)) != seen:
+                seen = now
+                self._offers.reconsider()
+                self._note_plans()
+                self._wake()
 
     def _halt_all(self) -> None:
         self._halt.set()
@@ -274,10 +297,28 @@ class Node:
         self._board.problems("audit", [] if broken is None else [Problem("the audit log was changed", sentence)])
 
 
+def keep_private(folder: Path) -> None:
+    """Make a folder of which nobody but its owner can read anything, whatever lies in it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be kept for this user alone ({error.strerror}); make it so") from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
+
+
 @contextmanager
 def alone(state_dir: Path) -> Iterator[None]:
     """Hold a state folder for one process. Raises ConfigError when another edge node has it."""
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keep_private(state_dir)
     with (state_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,13 +2,16 @@
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from cairn import kernels
-from cairn.errors import CairnError, IdentityError, StorageFull
+from cairn.errors import CairnError, IdentityError, PolicyError, StorageFull
 from cairn.plan import Plan, RunStage
 from edge_node import worker
 from edge_node.approval import Offer, Offers
 from edge_node.outbox import FULL, Outbox
+from edge_node.privacy.ledger import Ledger
+from edge_node.privacy.noised import noised
 from edge_node.settings import SiteSettings
 from edge_node.status import Board, Log, Problem
 
@@ -41,6 +44,7 @@ class PixelTallies:
         self._sealed = sealed
         self._changed = changed
         self._log = log
+        self._ledger = Ledger(settings.state_dir, settings.privacy)
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -80,15 +84,18 @@ class PixelTallies:
                     self._settings,
                     functions,
                     self._board,
-                    cancelled=lambda: halt.is_set() or not self._offers.open(of),
+                    cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
+                    seed=self._ledger.sampling_seed(of) if plan.privacy else b"",
                 )
             )
             self._report()  # so that the aggregator knows the size of the images when the tally arrives
+            if plan.privacy is not None:
+                counted = noised(plan, counted, self._ledger.spend(plan, of, counted.tables, datetime.now(UTC)))
             self._outbox.seal(plan, counted)
         except worker.GivenUp:
             self._log.info("stage given up", study=plan.study, stage=stage, closed=not halt.is_set())
             return True
-        except worker.NothingCountable as error:
+        except (worker.NothingCountable, PolicyError) as error:
             self._offers.refuse(of, str(error))
             return True
         except IdentityError:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from cairn.errors import CairnError, IdentityError, WindowClosed
 from edge_node.approval import Offers
+from edge_node.door import Shut
 from edge_node.outbox import FULL, Outbox
 from edge_node.status import Board, Log, Problem
 from edge_node.uplink import Uplink
@@ -57,11 +58,8 @@ class Sending:
                 if self._reconnected.is_set():
                     self._check_sent()
                     self._reconnected.clear()
-                for sealed in self._outbox.listed("pending"):
-                    self._changed()
-                    if self._uplink.deliver(sealed) == "sent":
-                        self._board.problems("uplink", [])
-                    self._gone()
+                shut = self._send_pending()
+                self._board.problems("door", [Problem(one.kind, one.sentence) for one in shut])
                 self._changed()
             except OSError as error:
                 full = "the disk is full" if error.errno in FULL else "the disk failed"
@@ -73,6 +71,26 @@ class Sending:
                 self._log.warning("sending put off", kind=type(error).__name__)
             self._woken.wait(rescan_s)
             self._woken.clear()
+
+    def _send_pending(self) -> list[Shut]:
+        """Send what is allowed out now; returns, for what is not, why."""
+        kept: list[Shut] = []
+        if not self._offers.known:
+            return kept  # whether a plan is approved still can only be told when it is on offer
+        for sealed in self._outbox.listed("pending"):
+            if self._offers.barred(sealed.fingerprint):
+                continue  # taken back after it was counted; it is on the page with the reason
+            self._changed()
+            outcome = self._uplink.deliver(sealed)
+            if isinstance(outcome, Shut):
+                if outcome.final:
+                    self._offers.refuse(sealed.fingerprint, outcome.sentence)
+                kept.append(outcome)
+                continue
+            if outcome == "sent":
+                self._board.problems("uplink", [])
+            self._gone()
+        return list(dict.fromkeys(kept))
 
     def _check_sent(self) -> None:
         """Send again what the aggregator asks for anew, after it was restored from a backup; forget what is over."""

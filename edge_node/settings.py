@@ -3,10 +3,11 @@
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
@@ -140,6 +141,75 @@ class Masking(_Section):
     peers: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Span:
+    """Hours of some days; `begin` after `end` goes over midnight.
+
+    text        as it was written
+    days        0 is Monday
+    begin, end  minutes since midnight, 0 to 1440
+    """
+
+    text: str
+
+    days: frozenset[int]
+    begin: int
+    end: int
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_SPAN = re.compile(r"(?:([a-z]{3})(?:-([a-z]{3}))? )?(\d\d):(\d\d)-(\d\d):(\d\d)")
+
+
+def read_span(text: object) -> object:
+    """Read hours such as 20:00-06:00 or mon-fri 18:00-24:00, by the site's own clock. Raises ValueError."""
+    if not isinstance(text, str):
+        return text
+    found = _SPAN.fullmatch(text.strip().lower())
+    numbers = [int(number) for number in found.groups()[2:]] if found else []
+    named = [day for day in found.groups()[:2] if day] if found else []
+    known = all(day in _DAYS for day in named) and all(minutes < 60 for minutes in numbers[1::2])
+    begin, end = (60 * numbers[0] + numbers[1], 60 * numbers[2] + numbers[3]) if numbers else (0, 0)
+    if not (found and known and begin < 1440 and 0 < end <= 1440 and begin != end):
+        raise ValueError(f"{text!r} are no hours; write 20:00-06:00, or mon-fri 18:00-24:00")
+    first, last = (_DAYS.index(named[0]), _DAYS.index(named[-1])) if named else (0, 6)
+    return Span(text, frozenset((first + step) % 7 for step in range((last - first) % 7 + 1)), begin, end)
+
+
+Hours = Annotated[Span, BeforeValidator(read_span)]
+Stream = Literal["pixels", "replay", "updates"]
+
+
+class Policy(_Section):
+    """What may leave at all, whatever is approved; without this section the approval alone decides.
+
+    streams        tallies of pixels, tallies of replay, model updates
+    approvers      people one of whom must approve every plan by `cairn edge approve`; none: the patterns are enough
+    bytes_per_day  of all tallies and updates, in a day of the site's own clock
+    hours          in which they leave; none: at any time
+    runs           exact runs, by the digest that the site's page and the run's page name; None: those that fit a name
+    apps           digests of the trainer's program, `cairn edge policy app`; None: the one that is installed
+    """
+
+    streams: tuple[Stream, ...] = ("pixels", "replay", "updates")
+    approvers: tuple[str, ...] = ()
+    bytes_per_day: int | None = Field(None, ge=1)
+    hours: tuple[Hours, ...] = ()
+    runs: tuple[Fingerprint, ...] | None = None
+    apps: tuple[Fingerprint, ...] | None = None
+
+    def said(self) -> dict[str, Any]:
+        """Give the policy in plain words and numbers, for a person."""
+        return {
+            "streams": list(self.streams),
+            "approvers": list(self.approvers) or None,
+            "bytes_per_day": self.bytes_per_day,
+            "hours": [span.text for span in self.hours] or None,
+            "runs": None if self.runs is None else list(self.runs),
+            "apps": None if self.apps is None else list(self.apps),
+        }
+
+
 class SiteSettings(Settings):
     """The whole of site.toml."""
 
@@ -148,6 +218,7 @@ class SiteSettings(Settings):
     approval: Approval
     training: Training | None = None
     masking: Masking = Masking()
+    policy: Policy = Policy()
     labels: Labels = Labels()
     local: Local = Local()
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"

@@ -30,6 +30,7 @@ from cairn.errors import (
 from cairn.rpc import errors_from_wire
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from edge_node import audit
+from edge_node.door import Door, Shut
 from edge_node.outbox import Outbox, Sealed
 from edge_node.status import Log
 
@@ -85,6 +86,7 @@ class Uplink:
 
     channel  gives the channel to the aggregator; asked anew for every attempt
     stop     ends the work between two messages; the rest is sent after a restart
+    door     asked before a tally begins to leave, and by its hours before every attempt; None: always open
     sent     called with the number of bytes of every message that goes out
     trouble  called with a sentence when an attempt failed or a tally was set aside
     """
@@ -100,10 +102,12 @@ class Uplink:
         trouble: Callable[[str], None],
         log: Log,
         pace: Pace,
+        door: Door | None = None,
     ) -> None:
         self._channel = channel
         self._outbox = outbox
         self._audit = audit_log
+        self._door = door or Door.wide(audit_log)
         self._stop = stop
         self._sent = sent
         self._trouble = trouble
@@ -112,8 +116,8 @@ class Uplink:
         self._woken = threading.Event()
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
 
-    def deliver(self, sealed: Sealed) -> Outcome:
-        """Send one pending tally until it is in the ledger, is not wanted, or `stop` is set.
+    def deliver(self, sealed: Sealed) -> Outcome | Shut:
+        """Send one pending tally until it is in the ledger, is not wanted, the door shuts, or `stop` is set.
 
         Raises IdentityError when this site may not send (revoked, not enrolled).
         """
@@ -131,17 +135,18 @@ class Uplink:
             self._outbox.move(sealed, "sent")
         return outcome
 
-    def send_words(self, words: Sealed, receipt: bytes) -> Outcome:
+    def send_words(self, words: Sealed, receipt: bytes) -> Outcome | Shut:
         """Send masked words with the receipt that this site signed for them; the file stays where it is.
 
         Raises IdentityError; WindowClosed, MaskingError when they came too late for their sum.
         """
         return self._send(_Delivery(words, words.digest(), words.path.stat().st_size, receipt))
 
-    def _send(self, delivery: _Delivery) -> Outcome:
+    def _send(self, delivery: _Delivery) -> Outcome | Shut:
         """Send until all is in the ledger, or `stop` is set. Raises what no later attempt can do without."""
         sealed = delivery.sealed
-        self._note("tally", delivery)
+        if (shut := self._door.leave(_departure("tally", delivery))) is not None:
+            return shut
         try:
             for attempt in Retrying(
                 retry=retry_if_exception(delivery.may_pass),
@@ -151,12 +156,14 @@ class Uplink:
                 reraise=True,
             ):
                 with attempt, errors_from_wire():
+                    if (shut := self._door.closed()) is not None:
+                        return shut
                     self._attempt(delivery)
         except (WindowClosed, PlanError, TooLarge, MaskingError, IdentityError):
             raise
         except CairnError:
             return "damaged" if delivery.damaged else "stopped"
-        self._note("acknowledged", delivery)
+        self._audit.append_once(_departure("acknowledged", delivery))
         self._log.info(
             "tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size
         )
@@ -237,17 +244,16 @@ class Uplink:
             self._trouble(f"sending {sealed.study}, {sealed.stage} failed, trying again in {seconds:.0f} s: {error}")
         return seconds
 
-    def _note(self, event: audit.Event, delivery: _Delivery) -> None:
-        sealed = delivery.sealed
-        self._audit.append_once(
-            audit.Departure(
-                event=event,
-                what=f"{'masked ' if delivery.receipt else ''}tally of {sealed.stage}",
-                study=sealed.study,
-                stage=sealed.stage,
-                window=sealed.window,
-                size=delivery.size,
-                digest=delivery.digest.hex(),
-                plan=sealed.fingerprint.hex(),
-            )
-        )
+
+def _departure(event: audit.Event, delivery: _Delivery) -> audit.Departure:
+    sealed = delivery.sealed
+    return audit.Departure(
+        event=event,
+        what=f"{'masked ' if delivery.receipt else ''}tally of {sealed.stage}",
+        study=sealed.study,
+        stage=sealed.stage,
+        window=sealed.window,
+        size=delivery.size,
+        digest=delivery.digest.hex(),
+        plan=sealed.fingerprint.hex(),
+    )

@@ -43,6 +43,7 @@ class Told(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     runs: tuple[str, ...]
+    run_digests: tuple[str, ...] | None = None
     scenes: list[dict[str, Any]] = []
     labelled: list[dict[str, Any]] = []
     volumes: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ class Site:
         if told.volumes:
             read_volume_sources(json.dumps(told.volumes), Path.cwd())  # what is wrong is said before any run
         sources = {"scenes": told.scenes, "labelled": told.labelled, "volumes": told.volumes}
-        settings = SiteSettings(told.runs, sources, device, told.folder, spool)
+        settings = SiteSettings(told.runs, sources, device, told.folder, spool, told.run_digests)
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own
         self._work = SiteWork(settings, models, self._talk, site_seed)
 

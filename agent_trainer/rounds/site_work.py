@@ -5,6 +5,7 @@ the middle was restarted) costs no second training.
 """
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -40,6 +41,7 @@ class SiteSettings:
     sources  tables of data by kind, see `algorithms.Place`
     folder   of the site's own files: models, learner states, frames
     spool    where replay keys are handed to the edge
+    run_digests  of the exact runs that it takes part in, see `run_digest`; None: all that fit a name
     """
 
     runs: Sequence[str]
@@ -47,6 +49,13 @@ class SiteSettings:
     device: str
     folder: Path
     spool: Path
+    run_digests: Sequence[str] | None = None
+
+
+def run_digest(order: Order) -> str:
+    """Return the digest of what a run asks a site to do, the same in all its rounds: SHA-256 of a line of JSON."""
+    about = {"run": order.run, "algorithm": order.algorithm, "settings": order.settings, "seed": order.seed}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 class SiteWork:
@@ -158,6 +167,8 @@ class SiteWork:
         """Go on with the run, or load what another one needs. Of a job only the first leg loads anything."""
         if not any(fnmatchcase(order.run, pattern) for pattern in self._settings.runs):
             raise PolicyError(f"this site does not take part in the run {order.run}")
+        if (allowed := self._settings.run_digests) is not None and (found := run_digest(order)) not in allowed:
+            raise PolicyError(f"this site has not approved the run {order.run} of digest {found} (policy.runs)")
         name = f"{order.run} {order.seed} {order.algorithm} {order.settings}"
         if order.updates:
             name = f"job {order.number} of {name}"

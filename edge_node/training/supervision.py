@@ -12,6 +12,7 @@ from cairn.children import Child, Command, Transcript, uncoloured
 from cairn.errors import TrainingError
 from cairn.flower import missing_packages
 from edge_node.audit import AuditLog
+from edge_node.door import Door
 from edge_node.status import Board, Log, Problem
 from edge_node.training.link import LinkWatch
 from edge_node.training.surroundings import (
@@ -64,6 +65,7 @@ class Training:
         log: Log,
         programs: Programs,
         patience: Patience,
+        door: Door | None = None,
     ) -> None:
         self._surroundings = surroundings
         self._board = board
@@ -74,7 +76,13 @@ class Training:
         self._moved = threading.Event()  # another SuperLink, another port, or the end
         self._transcript = Transcript(surroundings.folder / "supernode.log")
         self.trainer = Trainer(
-            surroundings.folder, board=board, audit_log=audit_log, replay=replay, log=log, patience=patience
+            surroundings.folder,
+            board=board,
+            audit_log=audit_log,
+            replay=replay,
+            log=log,
+            patience=patience,
+            door=door,
         )
 
     def superlink(self, address: str) -> None:
@@ -93,6 +101,10 @@ class Training:
             sentence = not_installed(missing)
             self._board.training("impossible", sentence)
             self._board.problems("training", [Problem("packages for training are missing", sentence)])
+            return
+        if (barred := self._surroundings.not_allowed()) is not None:
+            self._board.training("impossible", barred)
+            self._board.problems("training", [Problem("this site's policy lets no trainer run", barred)])
             return
         self._surroundings.prepare()
         while not halt.is_set():

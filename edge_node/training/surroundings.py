@@ -1,5 +1,7 @@
 """What the two child processes of training are started with: programs, files, environment, ports."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -49,6 +51,15 @@ class Surroundings:
         """The federation's CA."""
         return enrolment.tls_files(self.settings.identity_folder).ca
 
+    def not_allowed(self) -> str | None:
+        """Say why this site's policy lets no trainer run; None: it may."""
+        policy = self.settings.policy
+        if "updates" not in policy.streams:
+            return "this site lets no model updates out (policy.streams), so it does not train"
+        if policy.apps is not None and (found := app_digest()) not in policy.apps:
+            return f"the trainer that is installed has the digest {found}, which policy.apps does not list"
+        return None
+
     def prepare(self) -> None:
         """Make the folders, the secret between SuperNode and trainer, and the trainer's settings."""
         for folder in (self.folder, self.settings.replay_folder, self.folder / "flower", self.folder / "site"):
@@ -56,6 +67,7 @@ class Surroundings:
         flower.keep_secret(self._secret)
         told = {
             "runs": self.training.runs,
+            "run_digests": self.settings.policy.runs,
             **{kind: [dict(table) for table in tables] for kind, tables in self.training.tables.items()},
             "device": self.training.device,
             "threads": self.training.threads,
@@ -102,6 +114,21 @@ class Surroundings:
     @property
     def _settings(self) -> Path:
         return self.folder / "site.json"
+
+
+def app_digest() -> str:
+    """Return the digest of the program that trains here: SHA-256 over the names and digests of its packages' files.
+
+    Nothing is imported. What the aggregator sends along with a run is never executed, so this is all that runs.
+    """
+    whole = hashlib.sha256()
+    for package in ("cairn", "agent_trainer"):
+        found = importlib.util.find_spec(package)
+        root = Path(next(iter(found.submodule_search_locations or [""]))) if found else Path()
+        for path in sorted(root.rglob("*.py")) if found else ():
+            whole.update(f"{package}/{path.relative_to(root).as_posix()}\0".encode())
+            whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from typing import assert_never
 from cairn.children import Child, Command, Transcript
 from cairn.errors import CairnError
 from edge_node.audit import AuditLog, Departure
+from edge_node.door import Door
 from edge_node.status import Board, Log, Problem
 from edge_node.training.conversation import Conversation
 from edge_node.training.messages import (
@@ -64,6 +65,7 @@ class Trainer:
 
     folder     for its transcript and the rounds it told of
     audit_log  gets a line of every model update before the trainer may hand it to Flower
+    door       asked before; None: always open
     replay     called when the trainer has put something into the replay folder
     """
 
@@ -76,9 +78,10 @@ class Trainer:
         replay: Callable[[], None],
         log: Log,
         patience: Patience,
+        door: Door | None = None,
     ) -> None:
         self._board = board
-        self._audit = audit_log
+        self._door = door or Door.wide(audit_log)
         self._replay = replay
         self._log = log
         self._patience = patience
@@ -196,14 +199,18 @@ class Trainer:
         departure = Departure("update", what, update.run, "update", update.round, update.bytes, update.sha256, plan="")
         with suppress(CairnError):  # it has ended meanwhile
             try:
-                self._audit.append(departure)
+                shut = self._door.leave(departure)
             except OSError:
                 sentence = "a model update is kept back: what leaves must first stand in the audit log"
                 self._board.problems("update", [Problem("the audit log cannot be written", sentence)])
                 self._conversation.tell("keep", update.id, sentence="the site's audit log cannot be written")
-            else:
-                self._board.problems("update", [])
-                self._conversation.tell("send", update.id)
+                return
+            if shut is not None:
+                self._board.problems("update", [Problem(shut.kind, f"{what} is kept back: {shut.sentence}")])
+                self._conversation.tell("keep", update.id, sentence=shut.sentence)
+                return
+            self._board.problems("update", [])
+            self._conversation.tell("send", update.id)
 
     def _not_understood(self) -> None:
         self._log.warning("line of the trainer not understood")

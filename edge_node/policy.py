@@ -1,0 +1,101 @@
+"""What this site allows, rule by rule: the settings, and over them what its people decided about single plans.
+
+rules → the first that says no is the answer that both sides see
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+
+from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan
+from cairn.rpc import NAME
+from edge_node.decisions import Decision
+from edge_node.settings import SiteSettings, Span
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule and what it says to a plan.
+
+    name     where it is set
+    against  why the plan does not pass, one sentence that both sides see; None: it passes
+    """
+
+    name: str
+    against: str | None
+
+
+def rules(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str, Decision]) -> Iterator[Rule]:
+    """Hold a plan against all rules, the strictest first.
+
+    of  its fingerprint
+    """
+    decided = decisions.get(of.hex())
+    yield Rule("names", None if NAME.fullmatch(plan.study) else NO_NAME)
+    refused = decided is not None and decided.verdict == "refuse"
+    yield Rule("decisions", f"refused at this site by {decided.words}" if decided and refused else None)
+    replay = isinstance(plan.stage, ReplayRangesPlan | ReplayPlan)
+    if replay:
+        yield Rule("training", None if settings.training else "this site does not train")
+    stream = "replay" if replay else "pixels"
+    allowed = ", ".join(settings.policy.streams) or "nothing"
+    yield Rule(
+        "policy.streams",
+        None if stream in settings.policy.streams else f"this site lets out {allowed}, and the plan is of {stream}",
+    )
+    yield Rule("policy.approvers", _against_approvers(settings.policy.approvers, decided))
+    yield Rule("approval", _against_names(plan, of, settings, decided, replay=replay))
+
+
+NO_NAME = "the study's name is not made of a-z, 0-9 and - alone; publish it under another name"
+
+
+def _against_approvers(approvers: tuple[str, ...], decided: Decision | None) -> str | None:
+    if not approvers or (decided is not None and decided.verdict == "approve" and decided.by in approvers):
+        return None
+    return f"the plan waits for the approval of {' or '.join(approvers)} at this site"
+
+
+def _against_names(
+    plan: Plan, of: bytes, settings: SiteSettings, decided: Decision | None, *, replay: bool
+) -> str | None:
+    if (decided is not None and decided.verdict == "approve") or of.hex() in (settings.approval.fingerprints or ()):
+        return None
+    patterns = settings.approval.studies or ()
+    if replay:
+        patterns = settings.training.runs if settings.training else ()
+    if any(fnmatchcase(plan.study, pattern) for pattern in patterns):
+        return None
+    return (
+        f"this site has not approved {'run' if replay else 'study'} {plan.study}, stage {plan.stage.stage} "
+        f"(plan {of.hex()[:12]}…); its settings and its people name what it takes part in"
+    )
+
+
+def open_at(hours: tuple[Span, ...], local: datetime) -> bool:
+    """Tell whether something may leave at a time of the site's own clock; without hours, at any time."""
+    minute, day = 60 * local.hour + local.minute, local.weekday()
+    for span in hours:
+        if span.begin < span.end:
+            inside = day in span.days and span.begin <= minute < span.end
+        else:  # over midnight: the hours after it belong to the day before
+            late, early = day in span.days and minute >= span.begin, (day - 1) % 7 in span.days and minute < span.end
+            inside = late or early
+        if inside:
+            return True
+    return not hours
+
+
+def opens(hours: tuple[Span, ...], local: datetime) -> datetime:
+    """Return the first minute, from a time of the site's own clock on, at which something may leave."""
+    if open_at(hours, local):
+        return local
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
+    begins = [
+        midnight + timedelta(days=days, minutes=span.begin)
+        for days in range(8)
+        for span in hours
+        if (local.weekday() + days) % 7 in span.days
+    ]
+    return min(begin for begin in begins if begin > local)
