@@ -20,6 +20,7 @@ from cairn.rpc import errors_from_wire
 from cairn.v1 import masking_pb2, masking_pb2_grpc
 from edge_node.approval import Offers
 from edge_node.audit import AuditLog, Departure
+from edge_node.door import Door, Shut
 from edge_node.masking.memories import Memories
 from edge_node.masking.steps import Call, Steps, Who
 from edge_node.outbox import Outbox, Sealed
@@ -57,9 +58,11 @@ class MaskedTallies:
         changed: Callable[[], None],
         now: Callable[[], datetime],
         log: Log,
+        door: Door | None = None,
     ) -> None:
+        self._door = door or Door.wide(audit_log)
         self._channel, self._offers, self._outbox, self._board = channel, offers, outbox, board
-        self._memories, self._uplink, self._audit, self._changed, self._log = memories, uplink, audit_log, changed, log
+        self._memories, self._uplink, self._changed, self._log = memories, uplink, changed, log
         self._steps = Steps(who, memories, self._send, self._send_words, now)
         self._woken = threading.Event()
         self._end_stream: Callable[[], object] | None = None
@@ -140,16 +143,18 @@ class MaskedTallies:
             self._changed()
 
     def _send(self, call: Call, session: Session, body: bytes, plan: Plan) -> None:
-        self._audit.append_once(
-            Departure(
-                event="masking",
-                what=WHAT[call],
-                study=plan.study,
-                stage=plan.stage.stage,
-                window=plan.window,
-                size=len(body),
-                digest=hashlib.sha256(body).hexdigest(),
-                plan=session.fingerprint.hex(),
+        _let_out(
+            self._door.leave(
+                Departure(
+                    event="masking",
+                    what=WHAT[call],
+                    study=plan.study,
+                    stage=plan.stage.stage,
+                    window=plan.window,
+                    size=len(body),
+                    digest=hashlib.sha256(body).hexdigest(),
+                    plan=session.fingerprint.hex(),
+                )
             )
         )
         stub, name = masking_pb2_grpc.MaskingStub(self._channel()), digest(session)
@@ -165,7 +170,10 @@ class MaskedTallies:
                     stub.Reveal(masking_pb2.RevealRequest(session=name, body=body), timeout=CALL_S)
 
     def _send_words(self, words: Sealed, receipt: bytes) -> bool:
-        return self._uplink.send_words(words, receipt) == "sent"
+        outcome = self._uplink.send_words(words, receipt)
+        if isinstance(outcome, Shut):
+            _let_out(outcome)
+        return outcome == "sent"
 
     def _trouble(self, error: Exception) -> None:
         self._board.problems("masking", [Problem("a masked sum cannot go on", f"{error}; it is looked at again")])
@@ -174,3 +182,9 @@ class MaskedTallies:
     def _longer(self) -> float:
         self._failures += 1
         return backoff(self._failures, self._pace, self._rng)
+
+
+def _let_out(shut: Shut | None) -> None:
+    """Raise MaskingError when the site's own policy keeps a message back; the sum goes on from there, or without it."""
+    if shut is not None:
+        raise MaskingError(shut.sentence)
