@@ -16,6 +16,7 @@ from cairn.errors import BadToken, ConfigError
 from cairn.figures import in_words
 from cairn.stopping import told_to_stop
 from edge_node import policy_commands
+from edge_node.privacy.commands import budget
 from edge_node.settings import load_settings
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def count(
 app.command()(policy_commands.approve)
 app.command()(policy_commands.refuse)
 app.command()(policy_commands.forget)
+app.command()(budget)
 app.add_typer(policy_commands.policy_app, name="policy")
 app.add_typer(policy_commands.audit_app, name="audit")
 

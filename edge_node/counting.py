@@ -29,6 +29,8 @@ from cairn.images import Tile
 from cairn.kernels import Kernels
 from cairn.pixels import BACKGROUND, PixelLevels
 from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, PixelStage, RangesPlan, RecoveryPlan
+from cairn.privacy.sensitivity import dimmed, moment_shift
+from cairn.privacy.terms import Privacy
 from cairn.tally import Tables
 from edge_node.labelling import Codebook
 
@@ -46,14 +48,15 @@ class Counter:
     """Count images into the tables of one stage.
 
     workers  threads that each take a tile, read it and count it; while one reads, the others count
+    terms    of a private plan: bright pixels are dimmed where levels are summed
     """
 
-    def __init__(self, stage: PixelStage, kernels: Kernels, workers: int = 1) -> None:
+    def __init__(self, stage: PixelStage, kernels: Kernels, workers: int = 1, terms: Privacy | None = None) -> None:
         self._stage = stage
         self._kernels = kernels
         self._keys = KeyCounter(stage, kernels, workers) if isinstance(stage, CountsPlan) else None
         codebook = Codebook(stage, kernels) if isinstance(stage, CodebookPlan) else None
-        self._work = [_work(stage, kernels, self._keys, codebook, worker) for worker in range(workers)]
+        self._work = [_work(stage, kernels, terms, self._keys, codebook, worker) for worker in range(workers)]
         self._kept = _small(stage)
         self._open = [_small(stage) for _ in range(workers)]  # of the image at hand, one per worker
 
@@ -103,7 +106,7 @@ class Counter:
         pixels = 0
         try:
             while (tile := shared.take()) is not None:
-                levels = _levels(self._stage, self._kernels, tile)
+                levels = levels_of_tile(self._stage, self._kernels, tile)
                 clusters = self._work[worker](levels, self._open[worker])
                 if clusters is not None:
                     shared.give(tile, clusters)
@@ -142,17 +145,25 @@ def _small(stage: PixelStage) -> Tables:
     return tally.zeros(stage)
 
 
-def _levels(stage: PixelStage, kernels: Kernels, tile: Tile) -> Levels:
+def levels_of_tile(stage: PixelStage, kernels: Kernels, tile: Tile) -> Levels:
+    """Return a tile's levels uint16[B, h·w]. Raises ImageError for values that are no numbers."""
     pixels: PixelLevels = stage.pixels if isinstance(stage, MomentsPlan | RangesPlan) else stage.quantiser.pixels
     if len(tile.values) != len(pixels.bands):
         raise ImageError(f"found a tile of {len(tile.values)} bands; expected the plan's {len(pixels.bands)}")
     return kernels.to_levels(tile.values.reshape(len(pixels.bands), -1), pixels.offset, pixels.scale)
 
 
-def _work(stage: PixelStage, kernels: Kernels, keys: KeyCounter | None, codebook: Codebook | None, worker: int) -> Work:
+def _work(
+    stage: PixelStage,
+    kernels: Kernels,
+    terms: Privacy | None,
+    keys: KeyCounter | None,
+    codebook: Codebook | None,
+    worker: int,
+) -> Work:
     match stage:
         case MomentsPlan():
-            return partial(_moments, kernels)
+            return partial(_moments, kernels, terms)
         case RangesPlan():
             return partial(_ranges, stage, kernels)
         case CountsPlan():
@@ -162,13 +173,15 @@ def _work(stage: PixelStage, kernels: Kernels, keys: KeyCounter | None, codebook
             return partial(_recovery, stage, kernels)
         case CodebookPlan():
             assert codebook is not None
-            return partial(_codebook, stage, kernels, codebook)
+            return partial(_codebook, stage, kernels, codebook, terms)
         case _:
             assert_never(stage)
 
 
-def _moments(kernels: Kernels, levels: Levels, tables: Tables) -> None:
-    """Stage 1: n, Σx, Σxxᵀ."""
+def _moments(kernels: Kernels, terms: Privacy | None, levels: Levels, tables: Tables) -> None:
+    """Stage 1: n, Σx, Σxxᵀ; of a private plan in units of 2^shift levels."""
+    if terms is not None:
+        levels = dimmed(levels, terms) >> np.uint16(moment_shift(terms))
     total, second = kernels.moments(levels)
     tables["pixels"] += levels.shape[1]
     tables["sum"] += moments.split(total)
@@ -201,6 +214,7 @@ def _codebook(
     stage: CodebookPlan,
     kernels: Kernels,
     codebook: Codebook,
+    terms: Privacy | None,
     levels: Levels,
     tables: Tables,
 ) -> Clusters:
@@ -208,6 +222,6 @@ def _codebook(
     clusters = codebook.clusters(stage.quantiser.keys(levels, kernels))
     sums = np.zeros((len(stage.cluster_states), len(levels)), np.int64)
     tables["pixels"] += len(clusters)
-    kernels.profile(levels, clusters, tables["clusters"], sums)
+    kernels.profile(levels if terms is None else dimmed(levels, terms), clusters, tables["clusters"], sums)
     tables["profile"] += moments.split(sums)
     return clusters

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan
 from cairn.rpc import NAME
 from edge_node.decisions import Decision
+from edge_node.privacy.rules import lacking
 from edge_node.settings import SiteSettings, Span
 
 
@@ -45,6 +46,7 @@ def rules(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str,
         None if stream in settings.policy.streams else f"this site lets out {allowed}, and the plan is of {stream}",
     )
     yield Rule("policy.approvers", _against_approvers(settings.policy.approvers, decided))
+    yield Rule("privacy", lacking(plan, of, settings))
     yield Rule("approval", _against_names(plan, of, settings, decided, replay=replay))
 
 

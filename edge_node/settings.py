@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
 from cairn.images.image import RawLayout
+from edge_node.privacy.settings import PrivacySettings
 
 
 def _loopback(address: str) -> str:
@@ -219,6 +220,7 @@ class SiteSettings(Settings):
     training: Training | None = None
     masking: Masking = Masking()
     policy: Policy = Policy()
+    privacy: PrivacySettings = PrivacySettings()
     labels: Labels = Labels()
     local: Local = Local()
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"

@@ -7,8 +7,9 @@ on. Reading runs in a thread of its own, a few tiles ahead of the counting.
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from cairn.errors import ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
@@ -18,6 +19,8 @@ from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, 
 from cairn.tally import Tally
 from edge_node.counting import Counter, Labelled
 from edge_node.labelling import label_images
+from edge_node.privacy.patients import NOBODYS, patient_of
+from edge_node.privacy.units import UnitCounter
 from edge_node.settings import Images, SiteSettings
 from edge_node.status import Board, Problem, Work, for_aggregator
 from edge_node.windows import Frozen, Stamp, Windows
@@ -55,6 +58,7 @@ class Job:
     fingerprint  of the plan, 32 bytes
     board        is told of progress and problems
     cancelled    tells whether to give up
+    seed         32 bytes, by which a private plan's pixels are chosen
     """
 
     plan: Plan
@@ -63,6 +67,7 @@ class Job:
     kernels: Kernels
     board: Board
     cancelled: Callable[[], bool]
+    seed: bytes = b""
 
     @property
     def levels(self) -> PixelLevels:
@@ -76,11 +81,13 @@ class Wanted:
 
     stamp   as it was when its window was frozen
     pixels  as its head says
+    unit    of a private plan: images with the same are one unit's
     """
 
     source: ImageSource
     stamp: Stamp
     pixels: int
+    unit: str
 
 
 File = tuple[Frozen, ImageSource | None]
@@ -236,15 +243,37 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     board.problems(plan.study, problems)
     pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
     board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
-    counter = Counter(pixel_stage(plan), job.kernels, job.settings.threads)
-    for one in wanted:
-        try:
-            count_image(job, one, counter)
-        except Unfit as unfit:
-            problems.append(unfit.problem)
-            board.problems(plan.study, problems)
-        board.advance(0, files=1)
+    counter: Counter | UnitCounter
+    stage, terms = pixel_stage(plan), plan.privacy
+    if terms is None or terms.unit == "pixel":
+        counter = Counter(stage, job.kernels, job.settings.threads, terms)
+    else:
+        counter = UnitCounter(stage, job.kernels, terms, job.seed)
+    for _, images in groupby(sorted(wanted, key=_unit) if terms else wanted, _unit):
+        with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
+            for one in images:
+                try:
+                    count_image(job, one, counter)
+                except Unfit as unfit:
+                    problems.append(unfit.problem)
+                    board.problems(plan.study, problems)
+                board.advance(0, files=1)
     return Tally(job.fingerprint, counter.tables()), problems
+
+
+def _unit(one: Wanted) -> str:
+    return one.unit
+
+
+def unit_of(job: Job, source: ImageSource) -> str:
+    """Say of which unit an image is: itself, or its patient. Raises Unfit when the patient cannot be told."""
+    terms = job.plan.privacy
+    if terms is None or terms.unit != "patient":
+        return source.id
+    patient = patient_of(source, job.settings.privacy)
+    if patient is None:
+        raise Unfit(NOBODYS, f"{source.id}: its patient is not known; set privacy.patient_folder, or give it as DICOM")
+    return patient
 
 
 def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]]:
@@ -257,19 +286,20 @@ def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]
             source = still_there(frozen, source)
             with opened(source, job.settings.images) as image:
                 check_bands(image, job.plan)
-                wanted.append(Wanted(source, frozen.stamp, image.height * image.width * image.depth))
+                pixels = image.height * image.width * image.depth
+                wanted.append(Wanted(source, frozen.stamp, pixels, unit_of(job, source)))
         except Unfit as unfit:
             problems.append(unfit.problem)
     return wanted, problems
 
 
-def count_image(job: Job, one: Wanted, counter: Counter) -> None:
+def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:
     """Count one image wholly or not at all. Raises Unfit, GivenUp; StorageFull when its label image has no room."""
     before = job.board.pixels_done()
     try:
         check_unchanged(one.source, one.stamp)
         with (
-            counter.image(),
+            counter.image(one.source.id) if isinstance(counter, UnitCounter) else counter.image(),
             opened(one.source, job.settings.images) as image,
             closing(ahead(image.tiles(job.levels.bands))) as tiles,
             labelled(job, one.source, image) as take_labels,
@@ -311,7 +341,12 @@ def watched(job: Job, tiles: Iterator[Tile]) -> Iterator[Tile]:
 
 
 def count_offline(job: Job) -> tuple[Tally, list[Problem]]:
-    """Tally a plan over all images of the folder as they are now, whatever their windows. Raises as `count` does."""
+    """Tally a plan over all images of the folder as they are now, whatever their windows. Raises as `count` does.
+
+    PlanError for a private plan: its tally may only leave noisy, and only the service keeps account of that.
+    """
+    if job.plan.privacy is not None:
+        raise PlanError("the plan is private; let `cairn edge run` count it, which notes what it costs")
     files: list[File] = []
     for source in find_images(job.settings.images.folder):
         with suppress(ImageError):
