@@ -26,6 +26,7 @@ from edge_node.uplink import Pace, backoff
 
 WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also when the certificate is looked at
 CALL_S = 20.0
+PARTS = 100  # in which a private plan's progress is told
 REPORT_S = 1.0  # at most one report in this time
 AGGREGATOR = "aggregator.json"
 
@@ -233,6 +234,10 @@ class Reports:
             request.pixels_done, request.pixels_total = max(0, now.work.pixels_done), now.work.pixels_total
             request.files_done, request.files_total = now.work.files_done, now.work.files_total
             request.raw_bytes = now.work.raw_bytes
+            if now.work.private:
+                share = PARTS * request.pixels_done // max(1, request.pixels_total)
+                request.pixels_done, request.pixels_total = share, PARTS
+                request.files_done = request.files_total = request.raw_bytes = 0
         with self._lock:
             if request == self._last or now.connection != "connected":
                 return

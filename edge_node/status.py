@@ -31,7 +31,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Work:
-    """The plan that is being worked on and how far it is."""
+    """The plan that is being worked on and how far it is.
+
+    private  the aggregator is told shares of the work and no numbers, which would say how many units there are
+    """
 
     study: str
     stage: str
@@ -42,6 +45,7 @@ class Work:
     files_done: int = 0
     files_total: int = 0
     raw_bytes: int = 0
+    private: bool = False
 
     def __str__(self) -> str:
         return f"{self.study}/{self.stage} window {self.window}"

@@ -237,7 +237,8 @@ def frozen_files(job: Job) -> list[File]:
 def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     """Tally a plan over given files; also returns why files were left out, which stands on the board too."""
     plan, board = job.plan, job.board
-    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files))
+    hidden = plan.privacy is not None
+    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files), private=hidden)
     board.work(work)
     wanted, problems = survey(job, files)
     board.problems(plan.study, problems)

@@ -112,7 +112,7 @@ class Steps:
 
     def _deal(self, memory: Memory, roster: Roster, known: Identities, plan: Plan) -> Memory:
         with _believed():
-            memory, dealing = site.deal(memory, roster, self._who.key, known, least=self._who.least)
+            memory, dealing = site.deal(memory, roster, self._who.key, known, least=_least(self._who, plan))
         self._memories.keep(memory)
         self._tell("Deal", memory, dealing, plan)
         return memory
@@ -151,7 +151,7 @@ class Steps:
 
     def _vote(self, memory: Memory, survivors: Survivors, known: Identities, plan: Plan) -> Memory:
         with _believed():
-            memory, vote = site.vote(memory, survivors, self._who.key, known, least=self._who.least)
+            memory, vote = site.vote(memory, survivors, self._who.key, known, least=_least(self._who, plan))
         self._memories.keep(memory)
         self._tell("Vote", memory, vote, plan)
         return memory
@@ -184,3 +184,8 @@ def _believed() -> Iterator[None]:
         yield
     except IdentityError as error:
         raise MaskingError(str(error)) from error
+def _least(who: Who, plan: Plan) -> int:
+    """Say with how few sites a sum is still followed: the settings' number, or what a private plan's noise needs."""
+    return max(who.least, plan.privacy.sites if plan.privacy else 0)
+
+
