@@ -26,7 +26,7 @@ SHORT = 25  # updates of the short runs, of pre-training and again of masks: the
 def run() -> Iterator[dict[str, Any]]:
     """Measure what is short."""
     torch.set_num_threads(1)
-    yield from apga_speed.speed("small")
+    yield from apga_speed.speed("small", {})
     short = {"pretrain_updates": SHORT, "round_updates": SHORT}
     yield from apga_cxr.cxr((0,), SHORT, ("none", "apga"), (100,), apga_cxr.PLACES, short)
 
@@ -58,7 +58,7 @@ def main() -> None:
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure what is asked for."""
     if given.what == "speed":
-        yield from (line for networks in apga_speed.SETTINGS for line in apga_speed.speed(networks))
+        yield from (line for networks in apga_speed.SETTINGS for line in apga_speed.speed(networks, given.set))
     else:
         yield from apga_cxr.cxr(
             given.seeds, given.updates, given.methods, given.shots, given.places, given.set, validate=given.validate

@@ -30,11 +30,11 @@ TURNS, SHOTS = 3, 40
 AGAINST = "plain_torch"
 
 
-def speed(wanted: str) -> Iterator[Line]:
-    """Measure one pair of networks with and without a policy."""
+def speed(wanted: str, settings: dict[str, Any]) -> Iterator[Line]:
+    """Measure one pair of networks with and without a policy; `settings` over those of SETTINGS."""
     examples = few(read_cxr(validate=False).train, SHOTS, 0)
     for method in ("none", "apga"):
-        config = ApgaConfig(**{**SETTINGS[wanted], "method": method, "pretrain_updates": 0})
+        config = ApgaConfig(**{**SETTINGS[wanted], "method": method, "pretrain_updates": 0, **settings})
         with tempfile.TemporaryDirectory() as folder:
             practice = ApgaPractice(Labelled(examples, ()), config, 0, "cpu", Path(folder))
             ways: dict[str, Callable[[int], None]] = {
