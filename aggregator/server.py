@@ -142,6 +142,7 @@ class Aggregator:
             counted=self._counted,
             masked=self._arrivals,
         )
+        self._sums = Sums(self.engine, self._store, settings.spool, now, self._masking_bell.ring)
         self._coordinator = Coordinator(
             self.engine,
             self._store,
@@ -151,7 +152,7 @@ class Aggregator:
             now=now,
             log=log,
             metrics=self.metrics,
-            sums=Sums(self.engine, self._store, settings.spool, now, self._masking_bell.ring),
+            sums=self._sums,
         )
         self._measure()
         self._serve_sites(authority)
@@ -199,7 +200,7 @@ class Aggregator:
     def _serve_trainer(self) -> None:
         parts: dict[str, Any] = {"now": self._now, "log": self._log, "metrics": self.metrics}
         plans = ReplayPlans(
-            self.engine, self._store, self._board, self._uploads, self._settings.spool, self._bell, **parts
+            self.engine, self._store, self._board, self._uploads, self._sums, self._settings.spool, self._bell, **parts
         )
         service = TrainingService(self.engine, self._store, plans, self._bell, **parts)
         training_pb2_grpc.add_TrainingServicer_to_server(service, self._server)

@@ -18,11 +18,14 @@ from cairn.tally import Tables, Tally, check_table, zeros
 SLICE: Final = 1 << 18  # words at a time
 
 
-def session_of(plan: Plan, fingerprint: bytes, attempt: int) -> Session:
-    """Name the session of a masked plan: the same at every party. Raises MaskingError for a plan in plain."""
+def session_of(plan: Plan, fingerprint: bytes, attempt: int, late: tuple[bytes, ...] = ()) -> Session:
+    """Name the session of a masked plan: the same at every party. Raises MaskingError for a plan in plain.
+
+    late  fingerprints of earlier windows that sites may add to their tally
+    """
     if plan.secrecy is None:
         raise MaskingError(f"the plan of {plan.study}, {plan.stage.stage} is not masked; send its tally in plain")
-    return Session(fingerprint, plan.stage.stage, plan.window, attempt, plan.cells, **vars(plan.secrecy), late=())
+    return Session(fingerprint, plan.stage.stage, plan.window, attempt, plan.cells, **vars(plan.secrecy), late=late)
 
 
 def plain_digest(plan: Plan, tally: Tally, members: int) -> bytes:

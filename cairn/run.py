@@ -93,6 +93,12 @@ class RunSpec(BaseModel):
     masking_patience: timedelta = Field(
         timedelta(minutes=2), gt=timedelta(0), description="for which a step of a masked sum waits for late sites"
     )
+    norm_bound: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="length to which sites of a masked run shorten their update; 0: none",
+    )
     may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
     may_collude: int = Field(
         100, ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum"
@@ -192,6 +198,7 @@ def read_run(message: training_pb2.RunSpec) -> RunSpec:
         "search": search,
         "masking": message.masking or "auto",
         "site_figures": message.site_figures or "all",
+        "norm_bound": message.norm_bound,
     }
     values.update({name: getattr(message, name).ToTimedelta() for name in _SPANS if message.HasField(name)})
     values.update({name: getattr(message, name) for name in _SHARES if message.HasField(name)})

@@ -13,8 +13,8 @@ from cairn.run import GOALS
 class Work(Protocol):
     """What a site does with an order."""
 
-    def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector]:
-        """Train for a round; returns numbers and the site's weights."""
+    def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
+        """Train for a round; returns numbers and the site's weights, of a masked run numbers alone."""
 
     def job(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
         """Do a search's job, or a leg of one at several sites; returns numbers, and weights that are to be joined."""

@@ -22,6 +22,7 @@ from cairn.v1 import training_pb2, training_pb2_grpc
 
 CALL_S: Final = 30.0
 FETCH_S: Final = 600.0
+STEPS: Final = 6  # of a masked sum, for each of which the aggregator has patience
 AWAY: Final = timedelta(minutes=10)  # for which the aggregator may be away before the trainer gives up and is restarted
 ASK_EVERY_S: Final = 5.0
 A = TypeVar("A")
@@ -60,13 +61,18 @@ class GrpcDesk:
 
     def merge(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> Tally:
         """Close a replay plan and return the merged tally."""
+        return self.sum(fingerprint, sites, patience)[0]
+
+    def sum(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> tuple[Tally, list[str]]:
+        """Close a plan of the run, masked or not; returns the merged tally and the sites in it."""
         request = training_pb2.MergeReplayRequest(fingerprint=fingerprint, sites=sites, patience=_duration(patience))
-        limit = CALL_S + patience.total_seconds()
-        content = _call(lambda: b"".join(part.data for part in self._training.MergeReplay(request, timeout=limit)))
+        limit = FETCH_S + STEPS * patience.total_seconds()
+        parts = _call(lambda: list(self._training.MergeReplay(request, timeout=limit)))
+        content, inside = b"".join(part.data for part in parts), [site for part in parts for site in part.sites]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "merged.tally"
             path.write_bytes(content)
-            return codec.read_tally(path)
+            return codec.read_tally(path), inside
 
     def first_weights(self) -> bytes:
         """Fetch the weights that the run was given to begin with, one safetensors file."""

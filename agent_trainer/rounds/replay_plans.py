@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from agent_trainer.config import DqnConfig
 from cairn.codec import decode_plan, encode_plan
 from cairn.errors import PlanMismatch
-from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan
+from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, Secrecy
 from cairn.sketch import SketchSpec
 from cairn.tally import Tables, Tally, add
 from cairn.transitions import TransitionCoder, fit_thresholds
@@ -25,19 +25,21 @@ class ReplayPlans:
     config     None for a run of another algorithm, which has no replay and no plans
     published  the plan of the latest replay round, whose coder and sketch hold for all; b"" before the first
     tables     the sum of all merged tallies of replay rounds; empty before the first
+    secrecy    of a masked run: its tallies are summed secretly too
     """
 
     run: str
     config: DqnConfig | None
     published: bytes = b""
     tables: Tables | None = None
+    secrecy: Secrecy | None = None
 
     def plan(self, number: int) -> bytes:
         """Return the plan of a round as published bytes; empty when the run's sampler needs no counts."""
         if self.config is None or self.config.replay not in COUNTING:
             return b""
         stage = self._stage() or ReplayRangesPlan(self.config.pool)
-        return encode_plan(Plan(self.run, number, stage))
+        return encode_plan(Plan(self.run, number, stage, self.secrecy))
 
     def absorb(self, published: bytes, merged: Tally) -> None:
         """Take the merged tally of a round's plan: fit the coder, or add up. Raises PlanMismatch for another's."""

@@ -14,12 +14,14 @@ from agent_trainer.algorithms import Config, Weights, algorithm
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds import layout as lay
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
+from agent_trainer.rounds.masked_updates import MaskedRounds, left_out, secrecy_of
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.rounds.server_app import Attempt, Clock, Outcome, Post, check_quorum
 from agent_trainer.rounds.strategies import Strategy
 from agent_trainer.rounds.validation import merged_metrics
 from agent_trainer.rounds.wire import (
     EVALUATE,
+    EXAMPLES,
     ROUND,
     TRAIN,
     WEIGHTS,
@@ -74,6 +76,9 @@ class Desk(Protocol):
     def merge(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> Tally:
         """Close a replay plan and return the merged tally."""
 
+    def sum(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> tuple[Tally, list[str]]:
+        """Take a masked sum to its end; returns it with the sites in it."""
+
     def first_weights(self) -> bytes:
         """Fetch the weights that the run was given to begin with, one safetensors file."""
 
@@ -104,7 +109,12 @@ class Run:
         self._spec, self._config, self._checkpoints, self._desk = spec, config, checkpoints, desk
         self._layout = lay.layout_of(weights)
         self._strategy = Strategy(spec, self._layout)
-        self._plans = ReplayPlans(spec.name, config if isinstance(config, DqnConfig) else None)
+        self._masked = MaskedRounds(spec, desk) if spec.masked else None
+        self._plans = ReplayPlans(
+            spec.name,
+            config if isinstance(config, DqnConfig) else None,
+            secrecy=secrecy_of(spec) if spec.masked else None,
+        )
         self.progress = Progress(0)
         self._weights = lay.flatten(weights)
         if (found := checkpoints.latest()) is not None:
@@ -147,24 +157,25 @@ class Run:
         began = self._clock.monotonic()
         number = self.progress.round + 1
         evaluate = self.progress.round > 0 and self._due(self.progress.round)
-        plan = self._plans.plan(number)
-        if plan:
-            self._desk.publish(plan, ATTEMPTS * self._spec.round_deadline + MERGE_PATIENCE)
-        order = self._order(number, plan, evaluate=evaluate)
+        order = self._order(number, self._plans.plan(number), evaluate=evaluate)
+        if self._masked:
+            order = self._masked.order(order)
+        for plan in filter(None, (order.plan, order.update_plan)):
+            self._desk.publish(plan, ATTEMPTS * self._spec.round_deadline + self._merge_patience())
         content = self._strategy.configure(number, self._weights, order_record(order))
         outcomes, trained = self._attempts(post, content, number, sites)
         if evaluate:
             yield from self._validated(outcomes)
-        made = self._aggregate(number, trained)
-        if plan:
-            self._absorb(plan, trained)
+        made, outcomes, found = self._joined(number, order.update_plan, outcomes)
+        if order.plan:
+            self._absorb(order.plan, trained)
         sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
+        masked = 8 * (len(self._weights) + 1) if self._masked else 0
         reports = tuple(
-            SiteReport(o.site, o.state, o.reason, _of_training(o.metrics), _bytes(o, sent)) for o in outcomes
+            SiteReport(o.site, o.state, o.reason, _of_training(o.metrics), _bytes(o, sent, masked)) for o in outcomes
         )
-        report = RoundReport(
-            number, self._clock.monotonic() - began, reports, merged_metrics([o.metrics for o in trained])
-        )
+        metrics = merged_metrics([o.metrics for o in trained]) | found
+        report = RoundReport(number, self._clock.monotonic() - began, reports, metrics)
         self._weights = made
         self._save(replace(self.progress, round=number, plan=self._plans.published.hex(), report=asdict(report)))
         yield report
@@ -172,7 +183,7 @@ class Run:
     def evaluate(self, post: Post, sites: Mapping[int, str]) -> Iterator[RoundReport]:
         """Validate the last weights at the sites, if that was not done; yields the last round again."""
         last = self.reported
-        if last is None or any(name.startswith(VALIDATION) for name in last.metrics):
+        if last is None or not self._tells() or any(name.startswith(VALIDATION) for name in last.metrics):
             return
         order = self._order(self.progress.round, b"", evaluate=True)
         content = RecordDict({WEIGHTS: arrays(self._weights), ROUND: order_record(order)})
@@ -210,7 +221,14 @@ class Run:
         return True
 
     def _due(self, number: int) -> bool:
-        return self._spec.evaluate_every > 0 and number % self._spec.evaluate_every == 0
+        return self._tells() and self._spec.evaluate_every > 0 and number % self._spec.evaluate_every == 0
+
+    def _tells(self) -> bool:
+        """Whether sites tell figures, by which weights can be validated."""
+        return self._masked is None or self._spec.site_figures == "all"
+
+    def _merge_patience(self) -> timedelta:
+        return self._spec.masking_patience if self._masked else MERGE_PATIENCE
 
     def _order(self, number: int, plan: bytes, *, evaluate: bool) -> Order:
         counts = self._plans.counts()
@@ -251,18 +269,34 @@ class Run:
         raise AssertionError  # the loop returns or raises
 
     def _judge(self, site: str, reply: Message) -> Outcome:
+        if self._masked:
+            return self._masked.judge(site, reply)
         try:
             update, metrics = read_update(reply, len(self._weights))
         except TrainingError as error:
             return Outcome(site, "refused", f"{type(error).__name__}: {error}")
         return Outcome(site, "trained", metrics=metrics, update=update, message=reply)
 
-    def _aggregate(self, number: int, trained: Sequence[Outcome]) -> lay.Vector:
-        updates = [
-            (o.update, o.metrics["examples"], o.message)
-            for o in trained
-            if o.update is not None and o.message is not None
-        ]
+    def _joined(
+        self, number: int, plan: bytes, outcomes: list[Outcome]
+    ) -> tuple[lay.Vector, list[Outcome], dict[str, float]]:
+        """Make the next weights of a round; returns them, what became of the sites, and figures of all together.
+
+        plan  of a masked run: whose sum is the only update there is. Lost with it, the round leaves the weights.
+        """
+        if self._masked is None:
+            updates = [
+                (o.update, o.examples, o.message) for o in outcomes if o.update is not None and o.message is not None
+            ]
+            return self._aggregate(number, updates), outcomes, {}
+        found = self._masked.mean(plan, self._weights, outcomes)
+        if found is None:
+            return self._weights, left_out(outcomes, ()), {}
+        message = next(o.message for o in outcomes if o.state == "trained" and o.message is not None)
+        made = self._aggregate(number, [(found.weights, found.examples, message)])
+        return made, found.outcomes, {EXAMPLES: found.examples}
+
+    def _aggregate(self, number: int, updates: Sequence[tuple[lay.Vector, float, Message]]) -> lay.Vector:
         made = self._strategy.aggregate(number, updates)
         try:
             lay.check_finite(made)
@@ -275,7 +309,7 @@ class Run:
     def _absorb(self, plan: bytes, trained: Sequence[Outcome]) -> None:
         """Take the merged replay tally; without it the run goes on with the counts it has."""
         try:
-            merged = self._desk.merge(fingerprint(plan), [o.site for o in trained], MERGE_PATIENCE)
+            merged = self._desk.merge(fingerprint(plan), [o.site for o in trained], self._merge_patience())
             self._plans.absorb(plan, merged)
         except CairnError as error:
             self._desk.log(f"the replay tallies of this round are not counted: {error}")
@@ -325,10 +359,10 @@ def _of_training(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(VALIDATION)}
 
 
-def _bytes(outcome: Outcome, sent: int) -> int:
+def _bytes(outcome: Outcome, sent: int, masked: int) -> int:
     if outcome.state == "absent":
         return 0
-    return sent + (0 if outcome.update is None else outcome.update.nbytes)
+    return sent + (0 if outcome.update is None else outcome.update.nbytes) + masked
 
 
 def _write_tally(tally: Tally) -> bytes:

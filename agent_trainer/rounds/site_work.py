@@ -18,7 +18,7 @@ from typing import Any, Final
 from agent_trainer.algorithms import Place, Practice, Weights, algorithm
 from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.replay import Replay
-from agent_trainer.rounds import site_replay
+from agent_trainer.rounds import masked_updates, site_replay
 from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import Vector, check_layout, flatten, layout_of, unflatten
 from agent_trainer.rounds.models import Model, Models
@@ -69,15 +69,15 @@ class SiteWork:
         self._practice: tuple[str, Practice] | None = None  # run, algorithm and settings
         self._answered: tuple[bytes, dict[str, float], Vector | None] | None = None
 
-    def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector]:
-        """Train for a round; returns numbers and the site's weights.
+    def train(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
+        """Train for a round; returns numbers and the site's weights, which of a masked run go to the edge node instead.
 
         Raises PolicyError when the site does not take part or keeps its update back, Diverged, TrainingError for
         weights of another network, and what loading the data raises.
         """
         began = time.monotonic()
         digest = _digest(order, weights)
-        if self._answered is not None and self._answered[0] == digest and self._answered[2] is not None:
+        if self._answered is not None and self._answered[0] == digest:
             return self._answered[1], self._answered[2]
         self._answered = None
         practice = self._begin(order)
@@ -94,10 +94,16 @@ class SiteWork:
         practice.save()
         metrics |= {EXAMPLES: float(practice.examples), "seconds": time.monotonic() - began}
         trained = flatten(practice.weights())
-        self._talk.hand_over(order.run, order.number, trained)
+        if order.update_plan:
+            spool = self._settings.spool
+            handed = masked_updates.hand_over(order, weights, trained, practice.examples, spool)
+            self._talk.say("replay", fingerprint=handed)
+        else:
+            self._talk.hand_over(order.run, order.number, trained)
         self._talk.round(order.run, order.number, "ends", metrics)
-        self._answered = digest, metrics, trained
-        return metrics, trained
+        answer = (masked_updates.told(metrics, order), None) if order.update_plan else (metrics, trained)
+        self._answered = digest, *answer
+        return answer
 
     def job(self, order: Order, weights: Vector) -> tuple[dict[str, float], Vector | None]:
         """Do a search's job, or a leg of one at several sites; see `Order`.
@@ -261,4 +267,4 @@ def _digest(order: Order, weights: Vector) -> bytes:
     """Identify what an order asks for, whatever came with it besides."""
     asked = f"{order.run}\n{order.number}\n{order.seed}\n{order.settings}\n{order.evaluate}\n{order.proximal_mu}\n"
     asked += f"{order.updates} {order.validations} {order.leg}\n"
-    return hashlib.sha256(asked.encode() + order.plan + weights.tobytes()).digest()
+    return hashlib.sha256(asked.encode() + order.plan + order.update_plan + weights.tobytes()).digest()

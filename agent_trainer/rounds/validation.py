@@ -10,7 +10,7 @@ LARGEST = {"seconds"}
 
 
 def merged_metrics(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Merge the numbers of a round's training: sums, the largest time, and else means weighted by examples."""
+    """Merge the numbers of a round's training: sums, the largest time, and else means weighted by examples if told."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for metrics in sites:
         for name, value in metrics.items():
@@ -25,4 +25,6 @@ def _merge(name: str, values: Sequence[tuple[float, float]]) -> float:
     if name in LARGEST:
         return max(value for value, _ in values)
     weight = sum(examples for _, examples in values)
-    return sum(value * examples for value, examples in values) / weight if weight else 0.0
+    if not weight:  # of a masked run: no site tells its examples
+        return sum(value for value, _ in values) / len(values)
+    return sum(value * examples for value, examples in values) / weight

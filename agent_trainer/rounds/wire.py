@@ -7,7 +7,7 @@ Answer   ArrayRecord "weights" {flat} (of a train message only), MetricRecord "m
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -42,6 +42,10 @@ class Order:
     validations of a job at this site alone: so many over its updates, the best of which is answered, and no weights;
                 0 at several sites: the weights are answered as in a round, and validated when they are joined
     leg         of a job at several sites: 0 at first, then rising with the same practice
+    update_plan published bytes of the plan under which the updates of a masked run are summed; b"" where they come
+                with the answers
+    figures     what the answer of a masked run tells: all numbers but the examples, or none
+    norm_bound  length to which a site of a masked run shortens what it learned; 0 for none
     """
 
     run: Name
@@ -59,10 +63,14 @@ class Order:
     updates: Annotated[int, Field(ge=0)] = 0
     validations: Annotated[int, Field(ge=0)] = 0
     leg: Annotated[int, Field(ge=0)] = 0
+    update_plan: bytes = b""
+    figures: Literal["all", "none"] = "all"
+    norm_bound: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 _ORDER: Final = TypeAdapter(Order)
 OF_JOBS: Final = ("updates", "validations", "leg")
+OF_MASKED: Final = ("update_plan", "figures", "norm_bound")
 
 
 def arrays(vector: Vector) -> ArrayRecord:
@@ -82,10 +90,10 @@ def vector(record: ArrayRecord) -> Vector:
 
 
 def order_record(order: Order) -> ConfigRecord:
-    """Write an order; that of a round says nothing of jobs, so that a site of an older version can follow it."""
-    fields = {**vars(order), "layout": write_layout(order.layout)}
-    if not order.updates:
-        fields = {name: value for name, value in fields.items() if name not in OF_JOBS}
+    """Write an order, without what it does not need, so that a site of an older version can follow it."""
+    idle = (() if order.updates else OF_JOBS) + (() if order.update_plan else OF_MASKED)
+    fields = {name: value for name, value in vars(order).items() if name not in idle}
+    fields["layout"] = write_layout(order.layout)
     return ConfigRecord({name.replace("_", "-"): value for name, value in fields.items()})
 
 
@@ -123,6 +131,15 @@ def read_metrics(message: Message) -> dict[str, float]:
         raise TrainingError("the answer holds no numbers that this version can read; update the older side")
     found = {str(name)[:100]: float(value) for name, value in record.items() if isinstance(value, int | float)}
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def read_without_weights(message: Message) -> dict[str, float]:
+    """Read the numbers of a masked run's answer. Raises TrainingError when weights came with them."""
+    if message.content.array_records.get(WEIGHTS) is not None:
+        raise TrainingError(
+            "the update came in plain where updates are summed secretly; it is not used, update the site"
+        )
+    return read_metrics(message)
 
 
 def read_update(message: Message, length: int) -> tuple[Vector, dict[str, float]]:

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -53,6 +53,12 @@ class BlobStore:
             else:
                 self._fs.put_file(str(source), self._path(digest))
                 source.unlink()
+
+    def drop(self, digest: str) -> None:
+        """Delete a blob that nobody reads again; one that is not there is no error."""
+        self._fs.invalidate_cache()
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(digest))
 
     def has(self, digest: str) -> bool:
         """Tell whether the store holds a blob."""

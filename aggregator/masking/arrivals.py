@@ -7,9 +7,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session as Database
 
 from aggregator import database, tables
-from aggregator.masking import ledger
+from aggregator.masking import late, ledger
 from aggregator.masking.ledger import Held
-from cairn.errors import IdentityError, Revoked, RosterChanged, UnknownPlan, WindowClosed
+from cairn.errors import IdentityError, MaskingError, Revoked, RosterChanged, UnknownPlan, WindowClosed
 from cairn.masking import server
 from cairn.masking.canonical import decode
 from cairn.masking.messages import Dealing, Reveal, SignedAdvertisement, SignedReceipt, SignedVote
@@ -63,6 +63,8 @@ class Arrivals:
         _own(signed.body.member == held.place(site), "masked words", site)
         if "survivors" in held.made and ("receipt", site) not in held.messages:
             raise WindowClosed("the survivors of this session are named; what came after is not in its sum")
+        if late.booked(rows, site, signed.body.covers):
+            raise MaskingError("a window in this upload is in a sum already; leave it out")
         server.accept_receipt(held.on, held.within, signed, bytes.fromhex(digest), size, held.identities)
         if ledger.keep(rows, held, "receipt", site, body):
             database.audit(rows, self._now(), f"site/{site}", "upload", plan, digest=digest, size=size, masked=True)

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session as Database
 
 from aggregator import tables
@@ -199,6 +199,11 @@ def step(database: Database, held: Held, kind: str, body: bytes, now: datetime) 
     """Store a message of the aggregator's own, with which the session comes to its next step."""
     if keep(database, held, kind, OWN, body):
         database.get_one(tables.MaskingSession, held.digest).step_since = now
+
+
+def wait_anew(database: Database, plan: str, now: datetime) -> None:
+    """Let the step that a plan's sessions wait in begin now: the plan was opened again."""
+    database.execute(update(tables.MaskingSession).filter_by(plan=plan).values(step_since=now))
 
 
 def _held(database: Database, row: tables.MaskingSession) -> Held:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session as Database
 
 from aggregator import database, tables
-from aggregator.masking import ledger
+from aggregator.masking import late, ledger
 from aggregator.masking.arrivals import Arrivals
 from aggregator.masking.ledger import OWN, Held
 from aggregator.runs.bell import Bell
@@ -99,9 +99,11 @@ class MaskingService(masking_pb2_grpc.MaskingServicer):
 
 
 def view(engine: Engine, site: str) -> masking_pb2.FollowResponse:
-    """Say what all open sessions have come to, as one site may see it."""
+    """Say what all open sessions have come to, and those that went without the site, as it may see it."""
     with database.reading(engine) as rows:
-        return masking_pb2.FollowResponse(sessions=[_seen(held, site) for held in _open(rows)])
+        held = _open(rows)
+        ended = [earlier for one in held if one.session.late for earlier in late.ended_without(rows, one, site)]
+        return masking_pb2.FollowResponse(sessions=[_seen(one, site) for one in (*ended, *held)])
 
 
 def _open(rows: Database) -> list[Held]:

@@ -3,7 +3,8 @@
     advertisements → roster → dealings → circle → masked words → survivors → votes → reveals → the sum
 
 A step is taken when all have sent what it needs, or when its time is over and enough have; with too few, giving the
-session up is put to the vote, and another attempt begins.
+session up is put to the vote, and another attempt begins. A run's rounds have one attempt: what they would wait for is
+old by then.
 """
 
 from collections.abc import Callable, Collection
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session as Database
 from aggregator import database, tables
 from aggregator.intake import merging
 from aggregator.intake.store import BlobStore
-from aggregator.masking import ledger
+from aggregator.masking import late, ledger
 from aggregator.masking.ledger import Held
 from cairn import codec
 from cairn.errors import TooFewSurvivors
@@ -40,12 +41,14 @@ class Wanted:
     least      fewer are not summed
     deadline   of the plan: from then on the roster is made of those who are ready
     patience   for which each later step waits
+    once       too few sites end it, in place of another attempt
     """
 
     sites: Collection[str]
     least: int
     deadline: datetime
     patience: timedelta
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,19 +83,24 @@ class Sums:
         self._now, self._changed = now, changed
 
     def turn(self, plan: tables.Plan, wanted: Wanted) -> Turn:
-        """Take a plan's sum one step on, if it can go on; the last step merges and ends the plan."""
+        """Take a plan's sum one step on, if it can go on; the last step merges and ends the plan.
+
+        Raises TooFewSurvivors when too few are there for what has one attempt.
+        """
         with database.reading(self._engine) as rows:
             sessions = ledger.of_plan(rows, plan.fingerprint)
         if not sessions or sessions[-1].given_up:
             return self._begin(plan, len(sessions) + 1)
         held = sessions[-1]
-        late = self._now() >= held.since + wanted.patience
+        overdue = self._now() >= held.since + wanted.patience
         try:
             if held.votes is not None:
-                return self._merge(plan, held) if _revealed(held, late=late) else Turn(changed=False)
-            made = self._roster(held, wanted) if "roster" not in held.made else _next(held, wanted, late=late)
+                return self._merge(plan, held) if _revealed(held, late=overdue) else Turn(changed=False)
+            made = self._roster(held, wanted) if "roster" not in held.made else _next(held, wanted, late=overdue)
         except TooFewSurvivors as error:
-            if not late or "survivors" in held.made or "roster" not in held.made:
+            if wanted.once and (overdue or "roster" not in held.made):
+                raise
+            if not overdue or "survivors" in held.made or "roster" not in held.made:
                 return Turn(changed=False, message=str(error))
             made = "survivors", encode(Survivors(()))  # put to the vote: give up, and try again
         if made is None:
@@ -103,9 +111,11 @@ class Sums:
         return Turn(changed=True)
 
     def _begin(self, plan: tables.Plan, attempt: int) -> Turn:
-        session = session_of(codec.decode_plan(plan.published), bytes.fromhex(plan.fingerprint), attempt)
+        decoded, fingerprint = codec.decode_plan(plan.published), bytes.fromhex(plan.fingerprint)
         with database.writing(self._engine) as rows:
-            ledger.begin(rows, session, self._now())
+            if attempt == len(ledger.of_plan(rows, plan.fingerprint)) + 1:  # else another process began it meanwhile
+                session = session_of(decoded, fingerprint, attempt, late.joinable(rows, plan))
+                ledger.begin(rows, session, self._now())
         self._changed()
         return Turn(changed=True)
 
@@ -140,14 +150,15 @@ class Sums:
             now = self._now()
             entered = [
                 tables.Upload(
-                    plan=plan.fingerprint,
+                    plan=window.hex(),
                     site=site,
                     digest=receipt.masked.hex(),
-                    size=size,
-                    raw_bytes=_raw_bytes(rows, plan.fingerprint, site),
+                    size=size if window == fingerprint else 0,  # its bytes are booked once
+                    raw_bytes=_raw_bytes(rows, window.hex(), site),
                     committed_at=now,
                 )
                 for site, receipt in zip(sites, receipts.values(), strict=True)
+                for window in receipt.covers
             ]
             rows.add_all(entered)
             rows.flush()

@@ -15,6 +15,12 @@ class Bell:
         self._times = 0
         self.stopped = False  # the aggregator stops: nobody waits any more
 
+    @property
+    def times(self) -> int:
+        """How often it was rung."""
+        with self._rung:
+            return self._times
+
     def stop(self) -> None:
         """End every wait."""
         self.stopped = True

@@ -105,17 +105,18 @@ class TrainingService(training_pb2_grpc.TrainingServicer):
         request: training_pb2.PublishReplayRequest,
         context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
     ) -> training_pb2.PublishReplayResponse:
-        """Publish a round's replay plan."""
+        """Publish a plan of a round."""
         self._plans.publish(request.plan, _span(request.open_for))
         return training_pb2.PublishReplayResponse()
 
     def MergeReplay(  # noqa: N802
         self, request: training_pb2.MergeReplayRequest, context: grpc.ServicerContext
     ) -> Iterator[training_pb2.MergeReplayResponse]:
-        """Close and merge a replay plan, and stream the merged tally."""
+        """Close and merge a plan of a run, and stream the merged tally."""
         context.add_callback(self._bell.ring)
         patience = min(_span(request.patience), LONGEST_PATIENCE)
         digest = self._plans.merge(plan_name(request.fingerprint), request.sites, patience, context.is_active)
+        yield training_pb2.MergeReplayResponse(sites=self._plans.merged_sites(plan_name(request.fingerprint)))
         with self._store.open(digest) as file:
             while data := file.read(CHUNK):
                 yield training_pb2.MergeReplayResponse(data=data)

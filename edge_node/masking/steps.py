@@ -7,7 +7,7 @@ was killed anywhere gives the same answers again.
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from cairn.masking.checks import Identities
 from cairn.masking.keys import KEY_BYTES
 from cairn.masking.memory import Memory
 from cairn.masking.messages import Delivery, Roster, Session, SignedVote, Survivors, Votes
-from cairn.plan import Plan
+from cairn.plan import Plan, fingerprint
+from cairn.tally import Tally, add
 from cairn.v1 import masking_pb2
 from edge_node.masking import peers
 from edge_node.masking.memories import Memories
@@ -56,6 +57,7 @@ class Steps:
 
     send   hands a message to the aggregator: (call, session, body, plan); raises CairnError
     words  sends the masked words of a file, with the signed receipt; tells whether they are there
+    late   lists the sealed tallies that came too late for the sum of their own plan
     """
 
     def __init__(
@@ -64,15 +66,17 @@ class Steps:
         memories: Memories,
         send: Callable[[Call, Session, bytes, Plan], None],
         words: Callable[[Sealed, bytes], bool],
+        late: Callable[[], list[Sealed]],
         now: Callable[[], datetime],
     ) -> None:
         self._who, self._memories, self._send, self._words, self._now = who, memories, send, words, now
+        self._late = late
         self._heard: set[tuple[bytes, str]] = set()  # what the aggregator has taken since this service began
 
     def answer(self, sealed: Sealed, plan: Plan, seen: masking_pb2.MaskingSession) -> None:
         """Do all that can be done in a session now. Raises MaskingError, OSError, and what the calls raise."""
         session = decode(Session, seen.session)
-        if session != session_of(plan, sealed.fingerprint, session.attempt):
+        if session != session_of(plan, sealed.fingerprint, session.attempt, session.late):
             raise MaskingError("the aggregator began a sum with other numbers than the plan's; it is not followed")
         memory = self._memories.find(session)
         if not seen.roster:
@@ -81,9 +85,7 @@ class Steps:
         if memory is None or self._who.name not in _names(decode(Roster, seen.roster)):
             return  # the roster was made without this site
         with _believed():
-            known = peers.identities(
-                seen.peers, self._who.authority, self._who.federation, self._who.peers, self._now()
-            )
+            known = self._known(seen)
         if not seen.delivery and not seen.voting:
             memory = self._deal(memory, decode(Roster, seen.roster), known, plan)
         if seen.delivery:
@@ -95,10 +97,19 @@ class Steps:
         if seen.votes:
             self._end(memory, decode(Votes, seen.votes), known, plan)
 
+    def look_back(self, seen: masking_pb2.MaskingSession) -> None:
+        """Set counts free that a session ended without, for a later one to take along. Raises MaskingError."""
+        memory = self._memories.find(decode(Session, seen.session))
+        if memory is None or not memory.roster or not seen.votes or memory.free:
+            return
+        with _believed():
+            memory = site.release(memory, decode(Votes, seen.votes), self._known(seen))
+        self._memories.keep(memory)
+
     def summed(self, fingerprint: bytes) -> bool:
-        """Tell whether this site voted for a sum with its own counts in it."""
+        """Tell whether this site voted for a sum with its own counts of a plan in it."""
         for memory in self._memories.of_plan(fingerprint):
-            if memory.vote and memory.delivery:
+            if memory.vote and memory.delivery and fingerprint in memory.covers:
                 on = memory.agreed()
                 if memory.place(on.roster) in decode(SignedVote, memory.vote).body.survivors:
                     return True
@@ -133,11 +144,10 @@ class Steps:
         path = self._memories.words(memory.session)
         if not (memory.receipt and path.exists()):
             members = memory.agreed().numbers.members
-            tally = codec.read_tally(sealed.path)
+            tally, covers = self._counts(memory, sealed, plan)
             if not memory.tally:
                 plain = plain_digest(plan, tally, members)
-                earlier = self._memories.of_plan(sealed.fingerprint)
-                memory = site.fix(memory, plain, (sealed.fingerprint,), earlier)
+                memory = site.fix(memory, plain, covers, self._memories.of_plan(*covers))
                 self._memories.keep(memory)
             with write_atomically(path, mode=0o600) as file:
                 masked = write_masked(file, plan, tally, members, site.mask(memory))
@@ -148,6 +158,32 @@ class Steps:
             self._heard.add((name, "words"))
             path.unlink(missing_ok=True)
         return memory
+
+    def _counts(self, memory: Memory, sealed: Sealed, plan: Plan) -> tuple[Tally, tuple[bytes, ...]]:
+        """Add up the tallies of a session: its own window's, and those of earlier ones that it takes along.
+
+        Which ones is decided once, before the first word is masked. Raises MaskingError when one is gone since.
+        """
+        tally, covers = codec.read_tally(sealed.path), [sealed.fingerprint]
+        for other in self._late():
+            of = other.fingerprint
+            if of in memory.covers if memory.tally else self._may_join(other, memory.session, plan):
+                add(tally.tables, codec.read_tally(other.path).tables)
+                covers.append(of)
+        if memory.tally and set(memory.covers) != set(covers):
+            raise MaskingError("a tally that was masked in this sum is not in the outbox any more; restore it")
+        return tally, tuple(sorted(covers))
+
+    def _may_join(self, other: Sealed, session: Session, plan: Plan) -> bool:
+        """Tell whether a sealed tally is of an earlier window of the same stage, and in no sum that may have ended."""
+        if other.fingerprint not in session.late:
+            return False
+        same = fingerprint(codec.encode_plan(replace(plan, window=other.window))) == other.fingerprint
+        return same and all(one.free or not one.tally for one in self._memories.of_plan(other.fingerprint))
+
+    def _known(self, seen: masking_pb2.MaskingSession) -> Identities:
+        """Check the certificates behind a roster."""
+        return peers.identities(seen.peers, self._who.authority, self._who.federation, self._who.peers, self._now())
 
     def _vote(self, memory: Memory, survivors: Survivors, known: Identities, plan: Plan) -> Memory:
         with _believed():
@@ -173,6 +209,11 @@ class Steps:
             self._heard.add((name, call))
 
 
+def _least(who: Who, plan: Plan) -> int:
+    """Say with how few sites a sum is still followed: the settings' number, or what a private plan's noise needs."""
+    return max(who.least, plan.privacy.sites if plan.privacy else 0)
+
+
 def _names(roster: Roster) -> set[str]:
     return {signed.body.site for signed in roster.members}
 
@@ -184,8 +225,3 @@ def _believed() -> Iterator[None]:
         yield
     except IdentityError as error:
         raise MaskingError(str(error)) from error
-def _least(who: Who, plan: Plan) -> int:
-    """Say with how few sites a sum is still followed: the settings' number, or what a private plan's noise needs."""
-    return max(who.least, plan.privacy.sites if plan.privacy else 0)
-
-

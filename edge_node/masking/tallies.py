@@ -63,7 +63,7 @@ class MaskedTallies:
         self._door = door or Door.wide(audit_log)
         self._channel, self._offers, self._outbox, self._board = channel, offers, outbox, board
         self._memories, self._uplink, self._changed, self._log = memories, uplink, changed, log
-        self._steps = Steps(who, memories, self._send, self._send_words, now)
+        self._steps = Steps(who, memories, self._send, self._send_words, lambda: outbox.listed("parked"), now)
         self._woken = threading.Event()
         self._end_stream: Callable[[], object] | None = None
         self._pace, self._failures = Pace(longest=timedelta(seconds=10)), 0
@@ -121,6 +121,9 @@ class MaskedTallies:
         for seen in response.sessions:
             session = decode(Session, seen.session)
             sessions[session.fingerprint].append((session.attempt, seen))
+        for ended in (found for of, found in sessions.items() if self._offers.known and not self._offers.open(of)):
+            for _, seen in ended:
+                self._steps.look_back(seen)
         plans = {offer.fingerprint: offer.plan for offer in self._offers.listed() if offer.reason is None}
         for sealed in self._outbox.listed("masked"):
             plan = plans.get(sealed.fingerprint)
@@ -130,13 +133,19 @@ class MaskedTallies:
         self._board.problems("masking", [])
 
     def _settle(self) -> None:
-        """Put away what is not asked for any more: summed, or closed without this site."""
+        """Put away what is not asked for any more: summed, or closed without this site; and take out what is again."""
+        for sealed in self._outbox.listed("parked"):
+            if self._offers.masked(sealed.fingerprint):
+                self._outbox.move(sealed, "masked")
         for sealed in self._outbox.listed("masked"):
             if not self._offers.known or self._offers.open(sealed.fingerprint):
                 continue
             summed = self._steps.summed(sealed.fingerprint)
             self._outbox.move(sealed, "sent" if summed else "parked")
             self._memories.tidy(sealed.fingerprint)
+            for late in self._outbox.listed("parked") if summed else ():
+                if self._steps.summed(late.fingerprint):
+                    self._outbox.move(late, "sent")
             self._log.info(
                 "masked sum ended", study=sealed.study, stage=sealed.stage, window=sealed.window, part=summed
             )

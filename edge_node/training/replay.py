@@ -1,4 +1,4 @@
-"""Tallies of replay: what the trainer puts into the replay folder, counted under the plan it is for, and sealed.
+"""Tallies of a run's rounds: what the trainer puts into the replay folder, counted under its plan, and sealed.
 
     trainer ── <fingerprint>.npy ── ReplayTallies.turn → tally_of → Outbox.seal → Uplink.deliver
 
@@ -18,33 +18,38 @@ import numpy.typing as npt
 
 from cairn import kernels, tally
 from cairn.errors import CairnError, TrainingError
-from cairn.plan import ReplayPlan, ReplayRangesPlan, ReplayStage
+from cairn.plan import Plan, ReplayRangesPlan, RunStage, UpdatePlan
 from cairn.tally import Tables, Tally
 from cairn.transitions import cell_histogram
 from edge_node.approval import Offer, Offers
-from edge_node.outbox import Outbox
+from edge_node.outbox import Outbox, State
 from edge_node.settings import SiteSettings
 from edge_node.status import Board, Log, Problem
 
 BLOCK = 1 << 20  # keys at a time
 STRANGE_S = 600.0  # for which a file may wait for a plan that the aggregator has not told of yet
 _FILE = re.compile(r"([0-9a-f]{64})\.npy")
+OVER: tuple[State, ...] = ("sent", "parked")
 UNUSABLE = "the trainer's file for a replay plan cannot be used"
 
 
-def replay_stage(offer: Offer) -> ReplayStage | None:
-    """Return the stage of an offered plan if it is one of replay."""
+def replay_stage(offer: Offer) -> RunStage | None:
+    """Return the stage of an offered plan if it is one of a run's rounds."""
     stage = offer.plan.stage if offer.plan else None
-    return stage if isinstance(stage, ReplayRangesPlan | ReplayPlan) else None
+    return stage if isinstance(stage, RunStage) else None
 
 
-def tally_of(stage: ReplayStage, path: Path, functions: kernels.Kernels) -> Tables:
+def tally_of(stage: RunStage, path: Path, functions: kernels.Kernels) -> Tables:
     """Count a file of the trainer's into the tables of a stage.
 
-    path  .npy: uint64[n], a key a transition, for "replay"; uint8[n, cells] for "replay_ranges"
+    path  .npy: uint64[n], a key a transition, for "replay"; uint8[n, cells] for "replay_ranges"; for "update" int64[n],
+          the update in fixed point with its weight behind it
     Raises TrainingError for a file that is not such; OSError.
     """
     tables = tally.zeros(stage)
+    if isinstance(stage, UpdatePlan):
+        tables["update"] += _checked(stage, _read(path, np.int64, ()))
+        return tables
     if isinstance(stage, ReplayRangesPlan):
         cells = _read(path, np.uint8, tables["cells"].shape[:1])
         tables["cells"] += cell_histogram(cells)
@@ -59,6 +64,20 @@ def tally_of(stage: ReplayStage, path: Path, functions: kernels.Kernels) -> Tabl
         functions.update(table, block, np.ones(len(block), np.int64), seeds)
     tables["transitions"] += len(keys)
     return tables
+
+
+def _checked(stage: UpdatePlan, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Refuse what no update in the plan's form is: the last look at it before it is masked. Raises TrainingError."""
+    form, weight = stage.form, int(cells[-1]) if len(cells) else 0
+    if len(cells) != stage.values + 1 or not 0 < weight <= form.weight_limit:
+        raise TrainingError(
+            f"found {len(cells)} numbers with a weight of {weight}; expected {stage.values + 1}, and 1 to "
+            f"{form.weight_limit}"
+        )
+    limit = form.clip * 2.0**form.fraction_bits * weight
+    if int(cells[:-1].max()) > limit or int(cells[:-1].min()) < -limit:
+        raise TrainingError("found an update with a change beyond the plan's limit; expected each within it")
+    return cells
 
 
 def _read(path: Path, dtype: type[np.generic], rest: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -156,9 +175,18 @@ class ReplayTallies:
         self._outbox.seal(plan, Tally(offer.fingerprint, tables))
         path.unlink()
         self._board.problems("replay", [])
-        number = int(tables["transitions"][0])
-        self._log.info("replay sealed", run=plan.study, round=plan.window, stage=stage.stage, transitions=number)
+        self._log.info("round sealed", run=plan.study, round=plan.window, stage=stage.stage)
+        if isinstance(stage, UpdatePlan):
+            self._forget_earlier(plan)
         self._sealed()
+
+    def _forget_earlier(self, plan: Plan) -> None:
+        """Delete the updates of a run's earlier rounds: nobody can ask for them again, and they are large."""
+        for state in OVER:
+            for sealed in self._outbox.listed(state):
+                mine = (sealed.study, sealed.stage) == (plan.study, plan.stage.stage)
+                if mine and sealed.window < plan.window - 1 and not self._offers.open(sealed.fingerprint):
+                    self._outbox.discard(sealed)
 
     def _forget(self, path: Path, *, over: bool, now: float) -> None:
         if over or now - path.stat().st_mtime > STRANGE_S:

@@ -39,6 +39,7 @@ def test_a_run_crosses_the_wire_unchanged() -> None:
             "masking_patience": 7,
             "may_drop": 0,
             "may_collude": 250,
+            "norm_bound": 0.5,
         }
     )
     assert read_run(run_message(run)) == run

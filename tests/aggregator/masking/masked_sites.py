@@ -85,8 +85,9 @@ class Site:
         """Come back from the disk alone."""
         who = Who(self.name, FEDERATION, self.key, x509_authority(self.among), 3, None)
         self.memories = Memories(self.folder / "masking")
-        self.steps = Steps(who, self.memories, self._send, self._words, self.among.federation.clock)
         self.outbox = Outbox(self.folder / "outbox")
+        late = lambda: self.outbox.listed("parked")  # noqa: E731 - as the node does
+        self.steps = Steps(who, self.memories, self._send, self._words, late, self.among.federation.clock)
 
     def look(self) -> None:
         """Do all that can be done now."""
