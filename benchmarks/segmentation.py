@@ -3,8 +3,15 @@
 Each learner, be it a site's, makes the same number of updates, so that the load of a machine does not matter. Sites are
 objects of one process: Flower's transport is left out, which changes no number of the result. FedAvg by the number of
 volumes. 40 volumes, always the same, are for the test; each seed deals others of the remaining 70 to the sites.
+
+    python -m benchmarks segmentation > FILE.jsonl
+    python -m benchmarks.segmentation table FILE.jsonl
+    python -m benchmarks.segmentation run --seeds 0 --learners centralised --updates 40 --set '{"network": "ahnet"}'
 """
 
+import argparse
+import json
+import resource
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +33,7 @@ Line = dict[str, Any]
 
 SITES, A_SITE, TEST = 3, 8, 40  # sites, volumes of each, volumes of the test
 SEEDS, UPDATES = 5, 240
+LEARNERS = ("local", "centralised", "federated")
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dev" / "hippocampus"
 # What a CPU learns in half a minute; the paper's own numbers are SegmentationConfig's defaults.
 SMALL: dict[str, Any] = {
@@ -116,9 +124,12 @@ def tested(practice: SegmentationPractice, test: Sequence[Volume]) -> dict[str, 
 
 
 def run(
-    seeds: Sequence[int] = range(SEEDS), updates: int = UPDATES, settings: Mapping[str, Any] | None = None
+    seeds: Sequence[int] = range(SEEDS),
+    updates: int = UPDATES,
+    settings: Mapping[str, Any] | None = None,
+    learners: Sequence[str] = LEARNERS,
 ) -> Iterator[Line]:
-    """Measure all kinds with each seed."""
+    """Measure the learners with each seed; `peak_mb` is the process's, so far."""
     config = SegmentationConfig(**{**SMALL, **(settings or {})})
     cases, held_out = hippocampus()
     test = [read_volume(case, config.classes, config.modality, config.spacing_mm) for case in held_out]
@@ -128,11 +139,14 @@ def run(
         plans: dict[str, list[Sequence[Case]]] = {f"local_{site}": [part] for site, part in enumerate(parts)}
         plans |= {"centralised": [together], "federated": list(parts)}
         for name, of in plans.items():
+            if name.split("_")[0] not in learners:
+                continue
             began = time.process_time()
             made = one(config, of[0], seed, updates) if len(of) == 1 else federated(config, of, seed, updates)
             spent = time.process_time() - began
             found = tested(made, test)
-            also = {"seed": seed, "updates": updates, "cpu_s": round(spent)}
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            also = {"seed": seed, "updates": updates, "cpu_s": round(spent), "peak_mb": peak}
             yield {"name": f"segmentation/{name}", "value": found["dice"], "unit": "Dice", **found, **also}
 
 
@@ -148,7 +162,7 @@ def table(lines: Sequence[Line]) -> str:
     whole = {seed: kinds for seed, kinds in by_seed.items() if {"centralised", "federated"} <= kinds.keys()}
     names = ("dice", *(f"dice/{name}" for name in SMALL["classes"]), "hd95_mm", "surface_dice")
     rows = ["| | " + " | ".join(names) + " | Dice over local |", "|---" * (len(names) + 2) + "|"]
-    for kind in ("local", "centralised", "federated"):
+    for kind in LEARNERS:
         found = np.array([[np.mean([one[n] for one in whole[s][kind]]) for n in names] for s in sorted(whole)])
         local = np.array([np.mean([one["dice"] for one in whole[seed]["local"]]) for seed in sorted(whole)])
         spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(names))
@@ -159,8 +173,26 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-if __name__ == "__main__":
-    import json
-    import sys
+def main() -> None:
+    """Measure as asked, or lay lines out as a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.segmentation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("lines", nargs="?", type=Path, help="of a table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=LEARNERS)
+    parser.add_argument("--set", type=json.loads, default={}, help="settings, as JSON")
+    given = parser.parse_args()
+    if given.what == "table":
+        print(table([json.loads(text) for text in given.lines.read_text(encoding="utf-8").splitlines()]))
+        return
+    for line in run(given.seeds, given.updates, given.set, given.learners):
+        print(json.dumps(line), flush=True)
 
-    print(table([json.loads(text) for text in Path(sys.argv[1]).read_text().splitlines()]))
+
+if __name__ == "__main__":
+    main()
