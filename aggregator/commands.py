@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
+from aggregator import audit_commands
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
@@ -232,6 +233,9 @@ def dashboard_token(
         _print_json({"operator": operator, "token": token})
     else:
         typer.echo(token)
+
+
+app.add_typer(audit_commands.app, name="audit")
 
 
 @contextmanager

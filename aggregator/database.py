@@ -21,6 +21,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
+from aggregator import audit_log
 from aggregator.tables import Audit
 from cairn.errors import ConfigError, StorageFull, Unreachable
 
@@ -92,8 +93,9 @@ def writing(engine: Engine) -> Iterator[Session]:
 
 
 def audit(session: Session, at: datetime, actor: str, action: str, subject: str, **detail: Any) -> None:
-    """Add a row to the audit in the caller's own transaction: both happen, or neither."""
-    session.add(Audit(at=at, actor=actor, action=action, subject=subject, detail=detail))
+    """Add a row to the audit in the caller's own transaction, a `writing` one: both happen, or neither."""
+    before = audit_log.head(session)  # nobody else writes meanwhile
+    session.add(Audit(at=at, actor=actor, action=action, subject=subject, detail=detail, previous=before))
 
 
 @contextmanager

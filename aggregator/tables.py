@@ -276,7 +276,7 @@ class MaskingMessage(Base):
 
 
 class Audit(Base):
-    """What happened and who did it. Rows are added, never changed nor removed: the database refuses both."""
+    """What happened and who did it, a chain. Rows are added, never changed nor removed: the database refuses both."""
 
     __tablename__ = "audit"
     __table_args__ = (Index(None, "subject", "id"),)
@@ -287,3 +287,4 @@ class Audit(Base):
     action: Mapped[str] = mapped_column(String(32))  # "invite", "enrol", "renew", "revoke", "upload", "merge", …
     subject: Mapped[str] = mapped_column(String(160))  # a name or a fingerprint
     detail: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    previous: Mapped[str | None] = mapped_column(Hex256)  # of the row before; None: from before there was a chain

@@ -1,4 +1,7 @@
-"""The dashboard's web application: every page is a GET that reads; the only POSTs begin and end a session."""
+"""The dashboard's web application: every page is a GET that reads; the only POSTs begin and end a session.
+
+All that is ever written is who came in, into the audit.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from aggregator.dashboard import assets, audits, maps, runs, site_views, views, 
 from aggregator.dashboard.access import LIFETIME, Access, Session, open_tokens
 from aggregator.dashboard.guard import COOKIE, HEADERS, PLOTS_POLICY, SecurityHeaders, SignedIn
 from aggregator.dashboard.run_pages import RunPages, Training
-from aggregator.database import reading
+from aggregator.database import audit, reading, writing
 from aggregator.intake.store import BlobStore
 from cairn.errors import BadToken, CairnError
 
@@ -40,7 +43,7 @@ def make_app(
     open_metrics: bool = True,
     training: Training = lambda: None,
 ) -> Starlette:
-    """Make the pages as an ASGI application; it only ever reads the database and the store.
+    """Make the pages as an ASGI application; it reads the database and the store, and notes who signs in.
 
     token_hash    SHA-256 of a token that opens the dashboard, beside those of the enrolled operators; "" for none
     registry      the aggregator's metrics, shown at /metrics
@@ -217,6 +220,7 @@ class Pages:
             cookie = await run_in_threadpool(self._access.sign_in, form.get("token", [""])[0], address)
         except BadToken as error:
             return await run_in_threadpool(self._door, request, way, f"{error}.", 429)
+        await run_in_threadpool(self._note_login, cookie, address)
         if cookie is None:
             return await run_in_threadpool(self._door, request, way, NOT_OPEN, 401)
         answer = RedirectResponse(way, 303)
@@ -238,6 +242,13 @@ class Pages:
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
+
+    def _note_login(self, cookie: str | None, address: str) -> None:
+        """Write into the audit who came in, or from where somebody tried; nobody comes in without that."""
+        who = self._access.session(cookie) if cookie else None
+        actor, action = (f"operator/{who.holder}", "login") if who else ("nobody", "login-refused")
+        with writing(self._engine) as session:
+            audit(session, self._clock(), actor, action, who.holder if who else "dashboard", address=address)
 
     def health(self, _request: Request) -> Response:
         """Say whether the database answers."""

@@ -149,11 +149,13 @@ class RunsService(training_pb2_grpc.RunsServicer):
     def FetchCheckpoint(  # noqa: N802
         self,
         request: training_pb2.FetchCheckpointRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+        context: grpc.ServicerContext,
     ) -> Iterator[training_pb2.FetchCheckpointResponse]:
-        """Stream the weights of a round."""
+        """Stream the weights of a round; who takes them is in the audit."""
         with database.reading(self._engine) as session:
             name = records.find_run(session, request.name).name
+        with database.writing(self._engine) as session:
+            database.audit(session, self._now(), _actor(context), "fetch-weights", name, round=request.round)
         with open_weights(self._folder, name, request.round) as file:
             while data := file.read(CHUNK):
                 yield training_pb2.FetchCheckpointResponse(data=data)

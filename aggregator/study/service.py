@@ -122,14 +122,16 @@ class StudiesService(operations_pb2_grpc.StudiesServicer):
     def ExportStudy(  # noqa: N802
         self,
         request: operations_pb2.ExportStudyRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
+        context: grpc.ServicerContext,
     ) -> Iterator[operations_pb2.ExportStudyResponse]:
-        """Stream the heavy hitters' table."""
+        """Stream the heavy hitters' table; who takes it is in the audit."""
         with database.reading(self._engine) as session:
             study = records.find_study(session, request.name)
         digest = study.results.get("heavy_hitters_digest")
         if digest is None:
             raise StudyError(f"{study.name} is in the state {study.state} and has no map yet; export it after that")
+        with database.writing(self._engine) as session:
+            database.audit(session, self._now(), _actor(context), "export", study.name, digest=digest)
         with self._store.open(digest) as file:
             while data := file.read(CHUNK):
                 yield operations_pb2.ExportStudyResponse(data=data)

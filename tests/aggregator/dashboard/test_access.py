@@ -1,5 +1,6 @@
 """Who gets in, for how long, and who does not."""
 
+import json
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from aggregator import audit_log
 from aggregator.dashboard import make_app
 from aggregator.dashboard.access import LIFETIME, TRIES, TRIES_WITHIN, Access
 from aggregator.dashboard.guard import COOKIE, HEADERS, STRICT_POLICY
-from aggregator.database import writing
+from aggregator.database import reading, writing
 from aggregator.members.tokens import new_dashboard_token, token_hash
 from aggregator.tables import Member
 
@@ -192,3 +194,13 @@ def test_metrics_can_be_kept_behind_the_door(filled: Any, visit: Visit) -> None:
     assert "cairn_uploads_total 17.0" in visit(filled.app).get("/metrics").text
     assert visit(closed).get("/metrics", headers={"accept": "text/plain"}).status_code == 401
     assert visit(closed).get("/healthz").text == "ok\n"
+
+
+def test_who_signs_in_and_who_is_refused_is_in_the_audit_and_no_token_is(visitor: httpx.Client, filled: Any) -> None:
+    visitor.post("/login", data={"token": "a-wrong-token"})
+    visitor.post("/login", data={"token": filled.federation.token})
+    with reading(filled.federation.engine) as session:
+        lines = [line.decode() for line in audit_log.lines(session)][-2:]
+    assert [json.loads(line)["action"] for line in lines] == ["login-refused", "login"]
+    assert json.loads(lines[1])["actor"] == "operator/operator"
+    assert not any("a-wrong-token" in line or filled.federation.token in line for line in lines)
