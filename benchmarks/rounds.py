@@ -239,6 +239,10 @@ class Nobody:
         """Never called: uniform replay merges nothing."""
         raise NotImplementedError
 
+    def sum(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> tuple[Tally, list[str]]:
+        """Never called: the run is not masked."""
+        raise NotImplementedError
+
     def first_weights(self) -> bytes:
         """Never called: the run begins with weights of its own."""
         raise NotImplementedError

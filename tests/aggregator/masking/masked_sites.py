@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import select
 
 from aggregator import database, tables
 from aggregator.masking.service import view
 from aggregator.members import enrolment_service, pki
 from cairn import codec
-from cairn.masking.canonical import digest
+from cairn.masking.canonical import decode, digest
 from cairn.masking.messages import Session
 from cairn.plan import Plan
 from cairn.tally import Tally, zeros
@@ -62,6 +63,16 @@ class Sites:
             sent = {row.site for row in rows.query(tables.MaskingMessage).filter_by(kind=kind)}
         return sent >= set(self.sites) - set(silent)
 
+    def sent(self, name: str, kind: str, plan: str) -> bool:
+        """Whether a site has sent a kind of message for a plan."""
+        query = select(tables.MaskingMessage.kind).join(
+            tables.MaskingSession, tables.MaskingSession.digest == tables.MaskingMessage.session
+        )
+        with database.reading(self.federation.engine) as rows:
+            return kind in rows.scalars(
+                query.where(tables.MaskingSession.plan == plan, tables.MaskingMessage.site == name)
+            )
+
     def pass_patience(self) -> None:
         """Let the patience of a step pass."""
         self.federation.clock.advance(timedelta(minutes=11))  # type: ignore[attr-defined]
@@ -98,7 +109,10 @@ class Site:
         plan = codec.decode_plan(row.published)
         sealed = self.outbox.seal(plan, self.tally(plan, row.fingerprint))
         for seen in view(federation.engine, self.name).sessions:
-            self.steps.answer(sealed, plan, seen)
+            if decode(Session, seen.session).fingerprint == sealed.fingerprint:
+                self.steps.answer(sealed, plan, seen)
+            else:
+                self.steps.look_back(seen)
 
     def tally(self, plan: Plan, fingerprint: str) -> Tally:
         """What this hospital counted: numbers of its own in every table."""

@@ -41,6 +41,23 @@ def test_a_plans_memories_are_found_by_attempt_and_others_are_left_out(tmp_path:
     assert [memory.session.attempt for memory in memories.of_plan(PLAN)] == [1, 2]
 
 
+def test_a_memory_is_found_by_every_window_that_its_sum_took_along(tmp_path: Path) -> None:
+    memories, late = Memories(tmp_path), b"l" * 32
+    memories.keep(site.begin(session(), "a", bytes(32)))
+    assert memories.of_plan(late) == []
+    memory = replace(site.begin(session(), "a", bytes(32)), tally=b"t" * 32, covers=tuple(sorted((PLAN, late))))
+    memories.keep(memory)
+    assert memories.of_plan(late) == memories.of_plan(PLAN) == Memories(tmp_path).of_plan(late, PLAN) == [memory]
+
+
+def test_tidying_a_window_keeps_the_words_of_the_later_sum_that_takes_it_along(tmp_path: Path) -> None:
+    memories, late = Memories(tmp_path), b"l" * 32
+    memories.keep(replace(site.begin(session(), "a", bytes(32)), tally=b"t" * 32, covers=tuple(sorted((PLAN, late)))))
+    memories.words(session()).write_bytes(b"words")
+    memories.tidy(late)
+    assert memories.words(session()).exists()
+
+
 def test_a_damaged_memory_is_an_error_and_not_a_new_beginning(tmp_path: Path) -> None:
     memories = Memories(tmp_path)
     memories.keep(site.begin(session(), "a", bytes(32)))

@@ -1,0 +1,118 @@
+"""Masked rounds: the middle learns a mean and nothing else, whoever is lost; below T a round is lost, not the run."""
+
+import numpy as np
+import pytest
+
+from agent_trainer.rounds.layout import layout_of
+from agent_trainer.rounds.masked_updates import FORM, bounded, decoded, hand_over
+from agent_trainer.rounds.wire import Order
+from cairn.codec import encode_plan
+from cairn.errors import PlanMismatch
+from cairn.plan import Plan, Secrecy, UpdatePlan, fingerprint
+from cairn.tally import Tally
+from tests.agent_trainer.rounds.masked import MaskedFederation
+from tests.agent_trainer.rounds.test_run import begin, play, post, spec, weights_of
+from tests.aggregator.conftest import Clock, clock  # noqa: F401 - a fixture
+
+RNG = np.random.default_rng(11)
+NETWORK = {"a": np.zeros((40, 50), np.float32), "b": np.zeros(48, np.float32)}
+SIZE = 2048
+
+
+def order(number=1, run="run", **changes):
+    plan = Plan("run", 1, UpdatePlan(SIZE, **vars(FORM)), Secrecy(64, 400, 100))
+    values = {"update_plan": encode_plan(plan)} | changes
+    return Order(run, number, "dqn", "{}", 0, layout_of(NETWORK), evaluate=False, deadline_s=60.0, **values)
+
+
+def test_the_unmasked_mean_is_the_plain_one_within_the_quantisers_step(tmp_path):
+    before = RNG.normal(size=SIZE).astype(np.float32)
+    trained = [before + RNG.normal(0, 0.05, SIZE).astype(np.float32) for _ in range(5)]
+    examples = [1, 7, 300, 12, 90]
+    total = np.zeros(SIZE + 1, np.int64)
+    for update, weight in zip(trained, examples, strict=True):
+        name = hand_over(order(), before, update, weight, tmp_path)
+        total += np.load(tmp_path / f"{name}.npy")
+    mean, weight = decoded(order().update_plan, Tally(bytes.fromhex(name), {"update": total}))
+    changes = np.stack([(update - before).astype(np.float64) for update in trained])
+    assert weight == sum(examples)
+    assert np.abs(mean - np.average(changes, axis=0, weights=examples)).max() <= FORM.error_bound(5, sum(examples))
+    assert FORM.error_bound(5, sum(examples)) < 2.0**-FORM.fraction_bits
+
+
+@pytest.mark.parametrize(
+    "asked", [{"number": 2}, {"run": "other"}, {"update_plan": encode_plan(Plan("run", 1, UpdatePlan(9, 20, 1.0, 5)))}]
+)
+def test_a_plan_of_another_round_or_network_or_in_plain_gets_no_update(tmp_path, asked):
+    zeros = np.zeros(SIZE, np.float32)
+    with pytest.raises(PlanMismatch, match="another round or network"):
+        hand_over(order(**asked), zeros, zeros, 1, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_site_shortens_its_update_to_the_bound_and_keeps_its_direction():
+    update = RNG.normal(size=6).astype(np.float32)
+    learnt = np.array([True] * 5 + [False])
+    shorter = bounded(update, learnt, 0.5)
+    assert np.linalg.norm(shorter[:5]) == pytest.approx(0.5, rel=1e-6)
+    assert np.dot(shorter[:5], update[:5]) == pytest.approx(0.5 * np.linalg.norm(update[:5]), rel=1e-6)
+    assert shorter[5] == update[5], "what a normalisation counts is not learnt"
+    assert bounded(update, learnt, 100.0) is update
+    assert bounded(update, learnt, 0.0) is update
+
+
+def test_rounds_go_on_whoever_is_lost_and_the_aggregator_sees_noise(tmp_path, clock: Clock):  # noqa: F811
+    run = spec(min_sites=3, masking="on", rounds=9, evaluate_every=0, masking_patience=60)
+    federation = MaskedFederation(tmp_path, ("site-1", "site-2", "site-3", "site-4"), run, clock)
+    amounts, examples = (1.0, 2.0, 3.0, 6.0), (1, 2, 3, 4)
+    grid, sites = post(
+        *(federation.app(f"site-{n}", *one) for n, one in enumerate(zip(amounts, examples, strict=True), 1))
+    )
+    middle = begin(tmp_path, run, federation, weights=NETWORK)
+
+    (report,) = play(middle, grid, sites)
+    np.testing.assert_allclose(weights_of(tmp_path), np.average(amounts, weights=examples), atol=2.0**-20)
+    assert (report.metrics["examples"], report.metrics["loss"]) == (10.0, 3.0)
+    assert [(site.state, site.metrics) for site in report.sites] == [("trained", {"loss": a}) for a in amounts]
+    check_noise(federation)
+
+    federation.silent_after["site-4"] = "dealing"  # killed before its masked words: its pair masks must come off
+    before = weights_of(tmp_path)
+    (report,) = play(middle, grid, sites)
+    np.testing.assert_allclose(weights_of(tmp_path) - before, np.average([1, 2, 3], weights=[1, 2, 3]), atol=2.0**-20)
+    assert [site.state for site in report.sites] == ["trained"] * 3 + ["late"]
+
+    federation.silent_after["site-3"] = "receipt"  # two are left to agree, and three are needed
+    before = weights_of(tmp_path)
+    federation.dead.clear()
+    (report,) = play(middle, grid, sites)
+    np.testing.assert_array_equal(weights_of(tmp_path), before)
+    assert [site.state for site in report.sites] == ["late"] * 4
+    assert federation.lines[-1].startswith("the masked sum of run, round 3 is lost: "), federation.lines
+
+    federation.dead.clear()
+    federation.silent_after.clear()
+    (report,) = play(middle, grid, sites)
+    np.testing.assert_allclose(weights_of(tmp_path) - before, np.average(amounts, weights=examples), atol=2.0**-20)
+    assert report.number == 4
+
+
+def check_noise(federation):
+    """Every byte of what a site sent is any byte as often as another: χ² over 256 values, 255 degrees of freedom."""
+    words = [blob for blob in federation.blobs() if len(blob) == 8 * (SIZE + 1)]
+    assert len(words) == 4
+    for blob in words:
+        expected = len(blob) / 256
+        seen = np.bincount(np.frombuffer(blob, np.uint8), minlength=256)
+        assert 150 < ((seen - expected) ** 2 / expected).sum() < 400, "chance is under 10^-7"
+    # And no two sites' differ by what their updates do: the same in every word but the last.
+    one, other = (np.frombuffer(blob, "<u8") for blob in words[:2])
+    assert len(np.unique(one[:-1] - other[:-1])) > SIZE - 4
+
+
+def test_the_plan_of_a_round_names_its_run_and_number():
+    plans = [
+        fingerprint(encode_plan(Plan(run, number, UpdatePlan(SIZE, **vars(FORM)), Secrecy(64, 400, 100))))
+        for run, number in (("run", 1), ("run", 2), ("other", 1))
+    ]
+    assert len(set(plans)) == 3
