@@ -86,8 +86,9 @@ class Steps:
             return  # the roster was made without this site
         with _believed():
             known = self._known(seen)
-        if not seen.delivery and not seen.voting:
-            memory = self._deal(memory, decode(Roster, seen.roster), known, plan)
+        if not seen.delivery and not (seen.voting and memory.roster):
+            # Also when it is too late to deal: to give the session up, a site must have agreed to its roster.
+            memory = self._deal(memory, decode(Roster, seen.roster), known, plan, late=seen.voting)
         if seen.delivery:
             memory = self._take(memory, seen.delivery, known)
             if not seen.voting:
@@ -121,11 +122,12 @@ class Steps:
             self._memories.keep(memory)
         self._tell("Advertise", memory, site.advertise(memory, self._who.key), plan)
 
-    def _deal(self, memory: Memory, roster: Roster, known: Identities, plan: Plan) -> Memory:
+    def _deal(self, memory: Memory, roster: Roster, known: Identities, plan: Plan, *, late: bool) -> Memory:
         with _believed():
             memory, dealing = site.deal(memory, roster, self._who.key, known, least=_least(self._who, plan))
         self._memories.keep(memory)
-        self._tell("Deal", memory, dealing, plan)
+        if not late:
+            self._tell("Deal", memory, dealing, plan)
         return memory
 
     def _take(self, memory: Memory, delivery: bytes, known: Identities) -> Memory:

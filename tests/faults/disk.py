@@ -1,0 +1,83 @@
+"""A disk that stops between two of its operations: at once and for good, as for a process that is killed, or full."""
+
+import errno
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EFFECTS = ("write", "fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "ftruncate")
+GROWS = {"write", "mkdir"}  # what a full disk refuses
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch it but whoever starts it again."""
+
+
+class Disk:
+    """Counts what the running process does to its disk, and kills it before some of it.
+
+    A killed process does nothing more: the clean-up that Python still runs on the way out meets the same exception.
+
+    who   the process that runs now; "" outside of all
+    kill  how likely each operation is the last one
+    full  how likely a growing one finds no room
+    """
+
+    def __init__(self, rng: random.Random, kill: float, full: float) -> None:
+        self.rng, self.kill, self.full = rng, kill, full
+        self.who = ""
+        self.dead: set[str] = set()
+        self.kills = 0
+        self.refusals = 0
+
+    @contextmanager
+    def running(self, who: str) -> Iterator[None]:
+        """Run as a process."""
+        before, self.who = self.who, who
+        try:
+            yield
+        finally:
+            self.who = before
+
+    def step(self) -> None:
+        """Let the running process end here, or not: before a database's commit."""
+        if self.who in self.dead:
+            raise Killed
+        if self.who and self.rng.random() < self.kill:
+            self._die()
+
+    def _die(self) -> None:
+        self.dead.add(self.who)
+        self.kills += 1
+        raise Killed
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Stand between this Python and its disk."""
+        kept = {name: getattr(os, name) for name in EFFECTS}
+        for name, real in kept.items():
+            setattr(os, name, self._guarded(name, real))
+        try:
+            yield
+        finally:
+            for name, real in kept.items():
+                setattr(os, name, real)
+
+    def _guarded(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            if not self.who:
+                return real(*arguments, **named)
+            if self.who in self.dead:
+                raise Killed
+            if self.rng.random() < self.kill:
+                if name == "write":  # torn
+                    real(arguments[0], bytes(arguments[1])[: self.rng.randrange(len(arguments[1]) + 1)])
+                self._die()
+            if name in GROWS and self.rng.random() < self.full:
+                self.refusals += 1
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **named)
+
+        return guarded

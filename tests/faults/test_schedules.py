@@ -1,0 +1,71 @@
+"""Seeded schedules of faults; two thousand were run once (docs/RELIABILITY.md), a few dozen run here."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from aggregator import database
+from aggregator.tables import Merge
+from tests.aggregator.conftest import Clock
+from tests.aggregator.masking.masked_sites import Sites
+from tests.aggregator.simulated import Federation, spec
+from tests.faults import broken, masked, plain
+from tests.faults.ground import Ground
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    made = Ground(tmp_path_factory.mktemp("ground"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def small_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_node.uplink.MESSAGE", plain.MESSAGE)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_merged_tables_are_the_sum_of_the_acknowledged_uploads_each_once(seed: int, ground: Ground) -> None:
+    plain.run(seed, ground)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+def test_a_masked_sum_is_exact_over_just_the_sites_that_it_names(seed: int, ground: Ground) -> None:
+    assert masked.run(seed, ground)["merges"] == 1
+
+
+def test_a_schedule_does_the_same_each_time(ground: Ground) -> None:
+    assert plain.run(40, ground) == plain.run(40, ground)
+
+
+@pytest.mark.parametrize("variant", [broken.adds_in_place, broken.acknowledges_first])
+def test_schedules_find_an_aggregator_that_is_wrong_in_one_place(variant: plain.Variant, ground: Ground) -> None:
+    seeds = range(12)
+    found = []
+    for seed in seeds:
+        try:
+            plain.run(seed, ground, variant)
+        except AssertionError as error:
+            found.append(str(error))
+            break
+    assert found
+
+
+def test_a_session_in_which_nobody_dealt_in_time_is_given_up_and_tried_again(ground: Ground) -> None:
+    folder = ground.cleared()
+    sites = Sites(Federation(ground.engine, folder / "aggregator", Clock(datetime.now(UTC))), masked.NAMES, folder)
+    sites.federation.create(spec(min_sites=3, masking="on", min_count=1))
+    sites.until(lambda: "roster" in sites.made())
+    sites.pass_patience()  # and no site was there meanwhile
+    sites.federation.coordinator.turn()
+    assert "survivors" in sites.made()
+    plan = sites.federation.open_plan()
+    assert plan is not None
+
+    def merged() -> bool:
+        with database.reading(sites.federation.engine) as rows:
+            return rows.get(Merge, plan.fingerprint) is not None
+
+    sites.until(merged)
