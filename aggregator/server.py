@@ -1,6 +1,7 @@
 """The aggregator, assembled: from its settings to two gRPC ports, the pages and the coordinator, and down again."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -73,6 +74,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     name: frozenset() for name in ("cairn.v1.Enrolment", health.SERVICE_NAME, reflection.SERVICE_NAME)
 }
 ENROLMENT_THREADS = 16
+SWEEP_S = 2.0  # between two looks whether those with open streams may still be here
 GRACE_S = 3.0  # for calls that are open when the aggregator is told to stop
 
 Log = structlog.typing.FilteringBoundLogger
@@ -117,8 +119,11 @@ class Aggregator:
         self._masking_bell = Bell()
         self._arrivals = Arrivals(self.engine, now, self._something_came)
         self._superlink: superlink.Superlink | None = None
-        gate = Gate(self.engine, settings.federation, now)
-        self._server = rpc.server([rpc.Admission(ROLES, gate, self._failed)], settings.limits.threads)
+        self._gate = Gate(self.engine, settings.federation, now)
+        self._admission = rpc.Admission(ROLES, self._gate, self._failed, settings.limits.calls_a_second)
+        self._server = rpc.server([self._admission], settings.limits.threads)
+        self._stopped = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="sweep", daemon=True)
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
         ports = self._listen(authority)
         self.addresses = ports.addresses(settings)
@@ -215,6 +220,7 @@ class Aggregator:
     def start(self) -> None:
         """Serve, then announce the addresses."""
         self._coordinator.start()
+        self._sweeper.start()
         self._web.start()
         self._enrolment.start()
         self._server.start()
@@ -226,6 +232,7 @@ class Aggregator:
 
     def stop(self) -> None:
         """Take no new call, let open ones end within a few seconds, and release everything."""
+        self._stopped.set()
         self._settings.addresses_file.unlink(missing_ok=True)
         self._health.enter_graceful_shutdown()
         self._board.stop()
@@ -238,9 +245,20 @@ class Aggregator:
         if self._superlink:
             self._superlink.stop()
         self._coordinator.stop()
+        if self._sweeper.is_alive():
+            self._sweeper.join()
         self._web.stop()
         self.engine.dispose()
         self._log.info("stopped")
+
+    def _sweep(self) -> None:
+        """End the open streams of those who were revoked, or whose certificate ended, every few seconds."""
+        while not self._stopped.wait(SWEEP_S):
+            if callers := self._admission.streaming():
+                try:
+                    self._admission.hang_up(self._gate.shut_out(callers))
+                except CairnError as error:  # the database is away: nobody's next call is admitted either
+                    self._log.warning("open streams not looked at", kind=type(error).__name__)
 
     def _listen(self, authority: pki.Authority) -> Ports:
         settings = self._settings

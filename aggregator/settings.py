@@ -61,6 +61,7 @@ class Limits(BaseModel):
     """What one aggregator takes on.
 
     threads           calls open at once; every connected site holds one
+    calls_a_second    that one member may begin, as a rule; in a burst 1,000
     upload_bytes      the largest tally file, and the largest file of weights that a run begins with
     failed_enrolments from one address within a minute, and as many failed logins
     """
@@ -68,6 +69,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threads: int = Field(default=256, ge=8, le=8192)
+    calls_a_second: float = Field(default=100.0, ge=1)
     upload_bytes: int = Field(default=1 << 30, ge=1 << 20)
     failed_enrolments: int = Field(default=10, ge=1)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ KIND = "cairn-error-kind"
 COMMITTED = "cairn-committed-size"
 MESSAGE_LIMIT = 8 << 20  # the largest message is a codebook plan of 20,000 keys, under 1 MiB; an upload's are 1 MiB
 SENTENCE_LIMIT = 600  # characters of an error's sentence; percent-encoded it must fit into 8 KiB of trailing metadata
+CALLS_A_SECOND, CALLS_AT_ONCE = 100.0, 1000.0  # that one identity may begin: as a rule, and in a burst
 CALLS_EACH = 16  # calls that one identity may have open at once, on all its connections together
 OPTIONS = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
@@ -166,6 +168,8 @@ def server_credentials(current: Callable[[], ServerTls], *, ask_client: bool) ->
 class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Admit callers by role, then turn what a servicer raises into a status that a client can raise again.
 
+    An open stream is asked for again and again: `streaming` tells whose there are, `hang_up` ends them.
+
     roles   full service name → roles that may call it; a service that is not listed admits nobody
     admit   called with every caller that has a right role; raises Revoked or NotEnrolled. None: the port asks for
             no certificate, and every listed service is open.
@@ -177,12 +181,28 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         roles: Mapping[str, frozenset[str]],
         admit: Callable[[Caller], None] | None,
         failed: Callable[[str, Exception], None],
+        calls_a_second: float = CALLS_A_SECOND,
     ) -> None:
         self._roles = roles
         self._admit = admit
         self._failed = failed
+        self._rate = calls_a_second
         self._lock = threading.Lock()
         self._open: Counter[Identity] = Counter()
+        self._streams: dict[grpc.ServicerContext, Caller] = {}
+        self._allowance: dict[Identity, tuple[float, float]] = {}  # calls left, and when that was so
+
+    def streaming(self) -> frozenset[Caller]:
+        """Tell who has a stream open now."""
+        with self._lock:
+            return frozenset(self._streams.values())
+
+    def hang_up(self, callers: Collection[Caller]) -> None:
+        """End every open stream of some callers; they hear why at their next call."""
+        with self._lock:
+            ended = [context for context, who in self._streams.items() if who in callers]
+        for context in ended:
+            context.cancel()  # type: ignore[no-untyped-call]
 
     def intercept_service(
         self,
@@ -194,11 +214,12 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         if handler is None:
             return None
         method = handler_call_details.method
+        streams = handler.request_streaming or handler.response_streaming
 
         def unary(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             def handle(request: Any, context: grpc.ServicerContext) -> Any:
                 try:
-                    with self._entered(method, context):
+                    with self._entered(method, context, streams=streams):
                         return behaviour(request, context)
                 except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a status
                     self._abort(method, context, error)
@@ -208,7 +229,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         def stream(behaviour: Callable[[Any, Any], Iterable[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
             def handle(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
                 try:
-                    with self._entered(method, context):
+                    with self._entered(method, context, streams=streams):
                         yield from behaviour(request, context)
                 except Exception as error:  # noqa: BLE001 - the boundary: everything becomes a status
                     self._abort(method, context, error)
@@ -225,7 +246,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         return make(wrap(behaviour), handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return, arg-type]
 
     @contextmanager
-    def _entered(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+    def _entered(self, method: str, context: grpc.ServicerContext, *, streams: bool) -> Iterator[None]:
         service = method.split("/")[1]
         if service not in self._roles:
             raise WrongRole(f"the service {service} is not offered here")
@@ -240,14 +261,28 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             if self._open[who.identity] >= CALLS_EACH:
                 # Not TooLarge: it passes, and a site must not set a tally aside for it.
                 raise Unreachable(f"{who.identity.name} has {CALLS_EACH} calls open, the most; try again later")
+            self._spend(who.identity)
             self._open[who.identity] += 1
+            if streams:
+                self._streams[context] = who
         try:
             yield
         finally:
             with self._lock:
+                self._streams.pop(context, None)
                 self._open[who.identity] -= 1
                 if not self._open[who.identity]:
                     del self._open[who.identity]
+
+    def _spend(self, who: Identity) -> None:
+        """Take one call of an identity's allowance, which grows with time. Raises Unreachable when there is none."""
+        now = time.monotonic()
+        most = max(CALLS_AT_ONCE, self._rate)
+        left, since = self._allowance.get(who, (most, now))
+        left = min(most, left + (now - since) * self._rate)
+        if left < 1:
+            raise Unreachable(f"{who.name} begins more than {self._rate:.0f} calls a second; try again later")
+        self._allowance[who] = left - 1, now
 
     def _abort(self, method: str, context: grpc.ServicerContext, error: Exception) -> NoReturn:
         if isinstance(error, grpc.RpcError) and not context.is_active():

@@ -4,7 +4,7 @@
     python -m agent_trainer.rounds.daemons supernode FLAGS      FLAGS as of flower-supernode
 
 - They end when their standard input closes, so that no orphan holds a port after its supervisor was killed.
-- SuperLink stands behind `agent_trainer.rounds.guard`.
+- SuperLink stands behind `agent_trainer.rounds.guard` and speaks TLS 1.3 alone.
 - SuperNode asks for work every 3 s and looks for the reply every 0.5 s; here, more often while a run is on.
 - SuperNode leaves a task behind when a run is stopped while its message is being pulled, and whoever takes that task
   waits for hours for parts that never come; here it is taken back.
@@ -17,6 +17,7 @@ import gc
 import math
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -85,11 +86,20 @@ def superlink(flags: Sequence[str]) -> None:
     from flwr.superlink import main as app
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
+    from uvicorn import config
 
     SqlLinkState.store_traffic = _count_nothing  # type: ignore[assignment,method-assign]  # a write a part, which nobody reads
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)  # requests make much garbage but no cycles; the collector took a tenth of the time
     needed = [layer for layer in app._get_middleware() if getattr(layer.cls, "__name__", "") not in IDLE]
+    made = config.create_ssl_context
+
+    def newest(*settings: Any, **named: Any) -> ssl.SSLContext:
+        context = made(*settings, **named)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+    vars(config)["create_ssl_context"] = newest
     vars(app)["_get_middleware"] = lambda: [Middleware(Guard, token(secret)), *needed]
     sys.argv = ["flower-superlink", *flags]
     flower_superlink()

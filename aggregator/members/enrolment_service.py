@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 import grpc
@@ -19,6 +19,7 @@ from cairn.rpc import Caller, Identity, caller
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc
 
 SEEN_EVERY = timedelta(seconds=5)  # how often a member's last_seen is written at most
+AT_A_TIME = 500  # a database takes only so many parameters in one query
 CERTIFICATES_A_DAY = 20  # that one member may ask for
 
 
@@ -145,6 +146,27 @@ class Gate:
                 session.get_one(Member, name).last_seen = now
         except StorageFull:
             pass  # reading still works with a full disk, and being seen is not worth a failed call
+
+    def shut_out(self, callers: Collection[Caller]) -> set[Caller]:
+        """Say which of some callers with open streams may not be here any more."""
+        now, serials = self._now(), {pki.serial_hex(who.serial): who for who in callers}
+        asked = sorted(serials)
+        good: set[str] = set()
+        with reading(self._engine) as session:
+            for start in range(0, len(asked), AT_A_TIME):
+                good |= set(
+                    session.scalars(
+                        select(Certificate.serial)
+                        .join(Member, Member.name == Certificate.member)
+                        .where(
+                            Certificate.serial.in_(asked[start : start + AT_A_TIME]),
+                            Certificate.revoked_at.is_(None),
+                            Certificate.not_after >= now,
+                            Member.state != "revoked",
+                        )
+                    )
+                )
+        return {who for serial, who in serials.items() if serial not in good}
 
 
 def certify(

@@ -1,6 +1,8 @@
 """Rounds with real processes: what is killed, hostile or missing costs no more than it must."""
 
 import json
+import socket
+import ssl
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,13 @@ def test_superlink_serves_strangers_nothing_but_its_health_and_the_signed_api(fe
     stranger = Link(f"127.0.0.1:{federation.link_port}", b"guessed", ca)
     with Control(stranger) as control, pytest.raises(Unreachable, match="answered 404"):
         control.nodes()
+    older = ssl.create_default_context(cadata=ca.decode())
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", federation.link_port)) as line,
+        pytest.raises(ssl.SSLError),
+    ):
+        older.wrap_socket(line, server_hostname="127.0.0.1")
 
 
 def test_nothing_was_written_to_the_home_folder_and_nothing_was_installed(federation):

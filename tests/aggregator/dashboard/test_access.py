@@ -198,9 +198,9 @@ def test_metrics_can_be_kept_behind_the_door(filled: Any, visit: Visit) -> None:
 
 def test_who_signs_in_and_who_is_refused_is_in_the_audit_and_no_token_is(visitor: httpx.Client, filled: Any) -> None:
     visitor.post("/login", data={"token": "a-wrong-token"})
-    visitor.post("/login", data={"token": filled.federation.token})
-    with reading(filled.federation.engine) as session:
+    visitor.post("/login", data={"token": filled.token})
+    with reading(filled.engine) as session:
         lines = [line.decode() for line in audit_log.lines(session)][-2:]
     assert [json.loads(line)["action"] for line in lines] == ["login-refused", "login"]
     assert json.loads(lines[1])["actor"] == "operator/operator"
-    assert not any("a-wrong-token" in line or filled.federation.token in line for line in lines)
+    assert not any("a-wrong-token" in line or filled.token in line for line in lines)
