@@ -237,7 +237,14 @@ class HeavyHitters:
 
 
 def recover(
-    tables: Mapping[str, Counts], stage: CountsPlan, k: int, kernels: Kernels, threads: int = 2
+    tables: Mapping[str, Counts],
+    stage: CountsPlan,
+    k: int,
+    kernels: Kernels,
+    threads: int = 2,
+    *,
+    least: int = 1,
+    dense_noise: int = 0,
 ) -> HeavyHitters:
     """Find the k most frequent keys of a counts tally from its tables alone; docs/MATHS.md, "Recovery".
 
@@ -247,13 +254,15 @@ def recover(
 
     tables   int64, those of the plan's shapes
     k        ask for more than are wanted (1.25 times) when the candidates are verified afterwards
+    least        smallest estimate that is looked for
+    dense_noise  standard deviation of the noise in the dense table of a private tally
     Raises PlanMismatch when a table is missing or has another shape.
     """
     for name, shape in stage.shapes().items():
         if name not in ("pixels", "foreground") and (name not in tables or tables[name].shape != tuple(shape)):
             raise PlanMismatch(f"table {name!r} of shape {tuple(shape)} is needed to recover keys; merge a whole tally")
     with ThreadPoolExecutor(threads) as pool:
-        search = _Search(tables, stage, k, kernels, pool)
+        search = _Search(tables, stage, k, kernels, pool, least, dense_noise)
         keys, counts = search.run()
     order = np.lexsort((keys, -counts))[:k]
     bound = error_bound(tables[f"sketch_{stage.sketch_bits[-1]}"]) if stage.sketch_bits else 0
@@ -264,15 +273,25 @@ class _Search:
     """The open prefixes of each level, and how they are expanded."""
 
     def __init__(
-        self, tables: Mapping[str, Counts], stage: CountsPlan, k: int, kernels: Kernels, pool: ThreadPoolExecutor
+        self,
+        tables: Mapping[str, Counts],
+        stage: CountsPlan,
+        k: int,
+        kernels: Kernels,
+        pool: ThreadPoolExecutor,
+        least: int,
+        dense_noise: int,
     ) -> None:
+        self.least = max(1, least)
         self.tables, self.k, self.kernels, self.pool = tables, k, kernels, pool
         self.bits = (stage.dense_bits, *stage.sketch_bits)
         self.size = stage.quantiser.keyspace.size
         self.seeds = stage.sketch.seeds()
-        self.noise = [0, *(_noise(tables[f"sketch_{bits}"]) for bits in stage.sketch_bits)]
+        self.noise = [dense_noise, *(_noise(tables[f"sketch_{bits}"]) for bits in stage.sketch_bits)]
         self.budget = [BEAM * max(k, 1)] * (len(self.bits) - 1)
-        dense = np.flatnonzero(tables["dense"] > 0)
+        # Without sketches the dense table holds whole keys, and a noisy cell is shown only where it stands out.
+        floor = 0 if stage.sketch_bits else self.least - 1
+        dense = np.flatnonzero(tables["dense"] > floor)
         nothing = np.empty(0, np.uint64), np.empty(0, np.int64)
         self.open: list[tuple[Keys, Counts]] = [nothing for _ in self.bits]
         self.open[0] = dense.astype(np.uint64), tables["dense"][dense]
@@ -280,15 +299,15 @@ class _Search:
     def run(self) -> tuple[Keys, Counts]:
         """Lower the threshold until k whole keys pass it."""
         total = int(self.tables["dense"].sum())
-        threshold = max(1, total // max(self.k, 1))
+        threshold = max(self.least, total // max(self.k, 1))
         while True:
             for level in range(len(self.bits) - 1):
                 self._expand(level, threshold)
             passed = int(np.count_nonzero(self.open[-1][1] >= threshold))
             waiting = any(len(keys) and left for (keys, _), left in zip(self.open, self.budget, strict=False))
-            if passed >= self.k or threshold == 1 or not waiting:
+            if passed >= self.k or threshold == self.least or not waiting:
                 return self.open[-1]
-            threshold = max(1, threshold * 7 // 10)
+            threshold = max(self.least, threshold * 7 // 10)
 
     def _expand(self, level: int, threshold: int) -> None:
         """Replace the prefixes that pass, less what noise may have cost them, by their children."""

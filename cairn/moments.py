@@ -39,6 +39,8 @@ def exact(words: Words) -> npt.NDArray[np.object_]:
 def second_moment(tables: Mapping[str, Words]) -> npt.NDArray[np.float64]:
     """Return the mean of x·xᵀ over all pixels, uncentred; each element rounded once.
 
+    Symmetric: of a noisy tally, in which (i, j) and (j, i) were noised apart, it is the mean of both.
+
     tables   "pixels" int64[1] and "second" int64[2, B, B] of a moments tally, merged or not
     returns  float64[B, B], squared levels
     Raises StudyError when no pixel was counted.
@@ -47,7 +49,7 @@ def second_moment(tables: Mapping[str, Words]) -> npt.NDArray[np.float64]:
     if pixels <= 0:
         raise StudyError("no site has counted a pixel; add images at the sites and run the study again")
     mean: npt.NDArray[np.float64] = (exact(tables["second"]) / pixels).astype(np.float64)
-    return mean
+    return (mean + mean.T) / 2
 
 
 def projection(tables: Mapping[str, Words], dimensions: int) -> npt.NDArray[np.int32]:

@@ -22,6 +22,7 @@ MIN_FOREGROUND = 0.05  # of the pixels that are not zero
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9  # bins; levels are whole numbers, so dark bins are a comb
 MIN_PEAK = 0.02  # of the pixels that are not zero; fewer make no peak
 CONSTANT_BINS = 2  # of 512; a component within so few is taken for constant
+STANDS_OUT = 4.0  # standard deviations; what is below is taken for noise
 CONSTANT_WIDTH = 4.0  # 2 bins of 1/256 are then under half a digit at radix 256: the digit is 0 for every pixel
 
 
@@ -42,18 +43,25 @@ class Ranges:
     said: str
 
 
-def ranges(tables: Mapping[str, Counts], quantile: float = 0.01, min_foreground: float = MIN_FOREGROUND) -> Ranges:
+def ranges(
+    tables: Mapping[str, Counts],
+    quantile: float = 0.01,
+    min_foreground: float = MIN_FOREGROUND,
+    noise: float = 0.0,
+) -> Ranges:
     """Find the cut-off, and each component's range over the foreground.
 
     tables          "unit" int64[D, INTENSITY_BINS, UNIT_BINS] of a ranges tally, merged or not
     quantile        share of the foreground that may lie beyond each end, ≥ 0 and < 0.5; 0 for minimum to maximum
     min_foreground  where the rule leaves less than this share of the pixels that are not zero, all of those are kept
-    Raises StudyError when every pixel is zero.
+    noise           standard deviation of each cell's, in a private tally; sums over bins that do not stand out of it
+                    are taken for empty
+    Raises StudyError when every pixel is zero, or nothing stands out of the noise.
     """
     unit = tables["unit"]
     if not 0 <= quantile < 0.5:
         raise PlanError(f"a quantile of {quantile} was given for the ranges; it must be at least 0 and under 0.5")
-    intensity = unit[0].sum(axis=1)
+    intensity = _intensity(unit, noise)
     total = int(intensity.sum())
     if total <= 0:
         raise StudyError("every pixel at every site is zero; check the plan's offset and scale against the images")
@@ -72,8 +80,37 @@ def ranges(tables: Mapping[str, Counts], quantile: float = 0.01, min_foreground:
         # Just under the bin's edge, so that a norm on the edge is foreground, as the histogram has it.
         min_norm = float(np.nextafter(intensity_edges()[first], 0))
         said = f"the cut-off by the glass peak keeps {share:.1%} of the pixels that are not zero"
-    low, high = _spans(unit[:, first:].sum(axis=1), quantile)
+    inside = unit[:, first:]
+    low, high = _spans(_standing_out(inside.sum(axis=1), noise * math.sqrt(inside.shape[1])), quantile)
     return Ranges(min_norm, low, high, share, said)
+
+
+def _intensity(unit: Counts, noise: float) -> Counts:
+    """Return the histogram of intensity: every component's rows sum to it, and of noisy ones to nearly it."""
+    if not noise:
+        first: Counts = unit[0].sum(axis=1)
+        return first
+    mean = np.rint(unit.sum(axis=(0, 2)) / len(unit)).astype(np.int64)
+    found = _standing_out(mean, noise * math.sqrt(unit.shape[2] / len(unit)))
+    if not found.any():
+        raise StudyError(TOO_NOISY)
+    return found
+
+
+def _standing_out(sums: Counts, noise: float) -> Counts:
+    """Take for 0 what noise alone may have made. Raises StudyError when a histogram is left with nothing."""
+    if not noise:
+        return sums
+    found: Counts = np.where(sums >= STANDS_OUT * noise, sums, 0)
+    if sums.ndim > 1 and not found.any(axis=-1).all():
+        raise StudyError(TOO_NOISY)
+    return found
+
+
+TOO_NOISY = (
+    "no pixels stand out of the noise; a larger ε, a smaller unit, more images or fewer components of the projection "
+    "would let them"
+)
 
 
 def _cut_off_bin(intensity: Counts) -> int:

@@ -139,6 +139,9 @@ def remarks(results: dict[str, Any]) -> list[str]:
     if "cut_off" in results:
         said = str(results["cut_off"]["said"])
         found.append(said[:1].upper() + said[1:])
+    if "privacy" in results:
+        said = str(results["privacy"]["said"])
+        found.append(said[:1].upper() + said[1:])
     return found
 
 

@@ -199,15 +199,17 @@ class Coordinator:
         spec, known, window = StudySpec.model_validate(study.spec), study.results, study.window
         if plan is not None:
             merged = self._counts(study.name, window) if plan.stage == "counts" else self._merged(plan)
-            return partial(steps.after_merge, spec, codec.decode_plan(plan.published), known, merged)
+            return partial(steps.after_merge, spec, codec.decode_plan(plan.published), known, merged, _tallies(plan))
         if study.state == "recovering":
             published = codec.decode_plan(self._plan(study.name, "counts", window).published)
             counts = self._counts(study.name, window)
-            return partial(steps.recover, spec, published, counts, kernels.load(self._backend))
+            windows = [self._plan(study.name, "counts", number) for number in range(window + 1)]
+            tallies = sum(_tallies(one) for one in windows)
+            return partial(steps.recover, spec, published, counts, kernels.load(self._backend), tallies)
         recovery = self._plan(study.name, "recovery", window)
         published = codec.decode_plan(recovery.published)
         if study.state == "embedding":
-            return partial(steps.embed, spec, published, self._merged(recovery))
+            return partial(steps.embed, spec, published, self._merged(recovery), _tallies(recovery))
         if study.state == "awaiting_approval" and spec.auto_approve:
             with self._store.open(known["heavy_hitters_digest"]) as file:
                 return partial(steps.approve, published, known, file.read(), {})
@@ -264,6 +266,11 @@ class Coordinator:
                 self._board.refresh()
             except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away
                 self._log.error("board not refreshed", exc_info=error)
+
+
+def _tallies(plan: tables.Plan) -> int:
+    """Count the tallies in a plan's merge: as many times its noise is in it."""
+    return max(1, len(plan.sites_expected or []))
 
 
 def _sentence(error: Exception) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.study.noise import threshold
 from cairn import heavy
 from cairn.errors import StudyError
 from cairn.kernels import Kernels
@@ -31,12 +32,28 @@ class Verified:
     @property
     def mass(self) -> float:
         """Share of the foreground pixels that the heavy hitters hold."""
-        return int(self.counts.sum()) / max(1, self.foreground)
+        return min(1.0, int(self.counts.sum()) / max(1, self.foreground))
 
 
-def candidates(tables: Tables, stage: CountsPlan, top_k: int, kernels: Kernels) -> heavy.HeavyHitters:
-    """Find the keys to be verified. Raises StudyError when the tables show none."""
-    found = heavy.recover(tables, stage, math.ceil(OVER_PROVISION * top_k), kernels)
+def candidates(
+    tables: Tables, stage: CountsPlan, top_k: int, kernels: Kernels, min_count: int = 1, noise: float = 0.0
+) -> heavy.HeavyHitters:
+    """Find the keys to be verified: none whose estimate leaves no hope for `min_count`, for sites get to see them all.
+
+    noise  standard deviation of the dense table's, in a private tally
+    Raises StudyError when the tables show none.
+    """
+    # A sketch's median over rows takes most of its noise away; what is under one standard deviation never verifies.
+    found = heavy.recover(
+        tables,
+        stage,
+        math.ceil(OVER_PROVISION * top_k),
+        kernels,
+        least=max(1, math.ceil(noise if stage.sketch_bits else 2 * noise)),
+        dense_noise=math.ceil(noise),
+    )
+    hopeful = found.counts + found.error_bound >= min_count
+    found = heavy.HeavyHitters(found.keys[hopeful], found.counts[hopeful], found.error_bound)
     if not len(found.keys):
         raise StudyError(
             f"none of {int(tables['foreground'][0])} foreground pixels makes a key that stands out; "
@@ -45,14 +62,19 @@ def candidates(tables: Tables, stage: CountsPlan, top_k: int, kernels: Kernels) 
     return found
 
 
-def verified(tables: Tables, stage: RecoveryPlan, top_k: int, min_count: int) -> Verified:
-    """Choose the heavy hitters from the candidates' exact counts. Raises StudyError when none reaches `min_count`."""
+def verified(tables: Tables, stage: RecoveryPlan, top_k: int, min_count: int, noise: float = 0.0) -> Verified:
+    """Choose the heavy hitters from the candidates' exact counts.
+
+    noise  standard deviation of the counts', in a private tally; what does not stand out of it is not shown
+    Raises StudyError when none reaches `min_count`.
+    """
     counts = tables["count"]
-    shown = np.flatnonzero(counts >= max(1, min_count))
+    min_count = threshold(min_count, noise)
+    shown = np.flatnonzero(counts >= min_count)
     if not len(shown):
         raise StudyError(
             f"none of {len(counts)} candidate keys has a count of at least {min_count} over all sites; "
-            "ask for a smaller min_count or add images"
+            "ask for a smaller min_count, or a larger ε of a private study, or add images"
         )
     keys, counts = stage.candidates[shown], counts[shown]
     order = np.lexsort((keys, -counts))[:top_k]

@@ -77,19 +77,20 @@ def cluster_rows(made: Map) -> list[dict[str, Any]]:
     ]
 
 
-def exact_rows(rows: Sequence[dict[str, Any]], tables: Tables) -> list[dict[str, Any]]:
+def exact_rows(rows: Sequence[dict[str, Any]], tables: Tables, least: int = 1) -> list[dict[str, Any]]:
     """Put the codebook stage's exact numbers into the clusters: all pixels, and each band's mean level.
 
         profile_cb = Σ level_b over the cluster's pixels / number of its pixels
 
-    tables  of a codebook tally, merged; a cluster without pixels has no profile
+    tables  of a codebook tally, merged
+    least   a cluster with fewer pixels is shown as one without any: it has no profile
     """
     pixels, sums = tables["clusters"], exact(tables["profile"])
     return [
         {
             **row,
-            "pixels": int(n),
-            "profile": [float(total / int(n)) if n else None for total in levels],
+            "pixels": int(n) if n >= least else 0,
+            "profile": [float(total / int(n)) if n >= least else None for total in levels],
             "profile_is": "levels",
         }
         for row, n, levels in zip(rows, pixels, sums, strict=True)

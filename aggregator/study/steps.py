@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregator.study import embedding, recovery, results, studies
+from aggregator.study.noise import promised, table_noise, threshold
 from cairn import codec, moments
 from cairn.errors import PlanError, StudyError
 from cairn.kernels import Kernels
@@ -61,10 +62,10 @@ def after_moments(spec: StudySpec, tables: Tables) -> Outcome:
     return Outcome("merged", studies.ranges_plan(spec, projection), found)
 
 
-def after_ranges(spec: StudySpec, plan: Plan, tables: Tables) -> Outcome:
+def after_ranges(spec: StudySpec, plan: Plan, tables: Tables, tallies: int) -> Outcome:
     """Choose the foreground cut-off and the digits' ranges."""
     assert isinstance(plan.stage, RangesPlan)  # the caller took it from the ranges stage
-    found = ranges(tables, spec.range_quantile)
+    found = ranges(tables, spec.range_quantile, noise=table_noise(plan, tallies)["unit"])
     counts = studies.counts_plan(
         spec,
         plan.stage.projection,
@@ -86,26 +87,29 @@ def after_counts(tables: Tables) -> Outcome:
     return Outcome("merged", None, found)
 
 
-def recover(spec: StudySpec, plan: Plan, tables: Tables, kernels: Kernels) -> Outcome:
+def recover(spec: StudySpec, plan: Plan, tables: Tables, kernels: Kernels, tallies: int) -> Outcome:
     """Find candidates.
 
-    plan    the counts plan of the last window
-    tables  merged counts, the sum of all windows
+    plan     the counts plan of the last window
+    tables   merged counts, the sum of all windows
+    tallies  that are in it
     """
     assert isinstance(plan.stage, CountsPlan)  # the caller took it from the counts stage
-    found = recovery.candidates(tables, plan.stage, spec.top_k, kernels)
+    noise = table_noise(plan, tallies)["dense"]
+    found = recovery.candidates(tables, plan.stage, spec.top_k, kernels, spec.min_count, noise)
     said = {"error_bound": found.error_bound, "candidates": len(found.keys)}
     return Outcome("computed", studies.recovery_plan(plan, found.keys), said)
 
 
-def embed(spec: StudySpec, plan: Plan, tables: Tables) -> Outcome:
-    """Choose the heavy hitters by their exact counts and make their map.
+def embed(spec: StudySpec, plan: Plan, tables: Tables, tallies: int) -> Outcome:
+    """Choose the heavy hitters by their exact (or noisy) counts and make their map.
 
-    plan  the recovery plan
+    plan     the recovery plan
+    tallies  that were merged
     """
     assert isinstance(plan.stage, RecoveryPlan)  # the caller took it from the recovery stage
-    quantiser = plan.stage.quantiser
-    found = recovery.verified(tables, plan.stage, spec.top_k, spec.min_count)
+    quantiser, noise = plan.stage.quantiser, table_noise(plan, tallies)["count"]
+    found = recovery.verified(tables, plan.stage, spec.top_k, spec.min_count, noise)
     made = embedding.make_map(
         quantiser.keyspace.decode(found.keys),
         found.counts,
@@ -121,6 +125,7 @@ def embed(spec: StudySpec, plan: Plan, tables: Tables) -> Outcome:
         "foreground": found.foreground,
         "mass": found.mass,
         "clusters": results.cluster_rows(made),
+        **({"count_noise": noise, "shown_from": threshold(spec.min_count, noise)} if noise else {}),
     }
     return Outcome("computed", None, said, results.heavy_hitters(found, made, quantiser.keyspace))
 
@@ -146,26 +151,34 @@ def approve(plan: Plan, known: Results, table: bytes, named: Mapping[int, str]) 
     return Outcome("approved", book, {"clusters": named_rows}, results.with_states(table, states))
 
 
-def after_codebook(known: Results, tables: Tables) -> Outcome:
-    """Put the exact profiles into the results."""
-    return Outcome("merged", None, {"clusters": results.exact_rows(known["clusters"], tables)})
+def after_codebook(spec: StudySpec, plan: Plan, known: Results, tables: Tables, tallies: int) -> Outcome:
+    """Put the exact profiles into the results, of clusters with enough pixels to be shown."""
+    least = threshold(spec.min_count, table_noise(plan, tallies)["clusters"])
+    return Outcome("merged", None, {"clusters": results.exact_rows(known["clusters"], tables, least)})
 
 
-def after_merge(spec: StudySpec, plan: Plan, known: Results, tables: Tables) -> Outcome:
-    """Choose the step that follows the merge of a plan's stage.
+def after_merge(spec: StudySpec, plan: Plan, known: Results, tables: Tables, tallies: int = 1) -> Outcome:
+    """Choose the step that follows the merge of a plan's stage, and say what of the units' privacy it cost.
 
-    tables  merged; of the counts stage the sum of all windows
+    tables   merged; of the counts stage the sum of all windows
+    tallies  that were merged
     """
+    outcome = _after_merge(spec, plan, known, tables, tallies)
+    outcome.results.update(promised(plan, known))
+    return outcome
+
+
+def _after_merge(spec: StudySpec, plan: Plan, known: Results, tables: Tables, tallies: int) -> Outcome:
     match plan.stage:
         case MomentsPlan():
             return after_moments(spec, tables)
         case RangesPlan():
-            return after_ranges(spec, plan, tables)
+            return after_ranges(spec, plan, tables, tallies)
         case CountsPlan():
             return after_counts(tables)
         case RecoveryPlan():
             return Outcome("merged", None, {"foreground": int(tables["foreground"][0])})
         case CodebookPlan():
-            return after_codebook(known, tables)
+            return after_codebook(spec, plan, known, tables, tallies)
         case ReplayRangesPlan() | ReplayPlan() | UpdatePlan():
             raise PlanError(f"the plan of {plan.study} is of a training run, not of a study")

@@ -32,15 +32,23 @@ def _found(study: operations_pb2.ShowStudyResponse) -> Iterable[Table | str]:
     if "mass" in results:
         yield (
             f"{results['heavy_hitters']:,} heavy hitters hold {results['mass']:.1%} of "
-            f"{results['foreground']:,} foreground pixels; their counts are exact, the search's error bound was "
-            f"{results['error_bound']:,}"
+            f"{results['foreground']:,} foreground pixels; their counts {_counts_are(results)}, the search's "
+            f"error bound was {results['error_bound']:,}"
         )
+    if "privacy" in results:
+        yield str(results["privacy"]["said"])
     if "clusters" in results:
         table = Table("cluster", "state", "pixels in heavy hitters", "bands that are highest")
         for number, row in enumerate(results["clusters"]):
             levels = [(-(level or 0.0), band) for level, band in zip(row["profile"], results["bands"], strict=True)]
             table.add_row(str(number), row["state"], f"{row['size']:,}", ", ".join(b for _, b in sorted(levels)[:3]))
         yield table
+
+
+def _counts_are(results: dict[str, Any]) -> str:
+    if "count_noise" not in results:
+        return "are exact"
+    return f"carry noise of ± {results['count_noise']:,.0f} and are shown from {results['shown_from']:,} on"
 
 
 def _because(reason: str) -> str:
