@@ -97,7 +97,10 @@ class RunSpec(BaseModel):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="length to which sites of a masked run shorten their update; 0: none",
+        description="length to which each site's update is shortened; 0: none",
+    )
+    noise: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="noise over a round's sum of updates, in norm_bounds (z); 0: none"
     )
     may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
     may_collude: int = Field(
@@ -136,6 +139,20 @@ class RunSpec(BaseModel):
             )
         if self.masked and self.site_figures == "none" and self.patience:
             raise ValueError("sites that tell no figures validate nothing; leave patience out, or let them tell all")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_private(self) -> "RunSpec":
+        if self.noise and not self.norm_bound:
+            raise ValueError("noise hides updates of a bounded length alone; give norm_bound too")
+        if self.norm_bound and self.search is not None:
+            raise ValueError(
+                "the updates of a search's jobs are neither bounded nor noised; leave norm_bound and noise out"
+            )
+        if self.noise and self.strategy in SINGLE:
+            raise ValueError(
+                f"{self.strategy} needs each site's own update, which a run with noise has not; choose another"
+            )
         return self
 
     @property
@@ -199,6 +216,7 @@ def read_run(message: training_pb2.RunSpec) -> RunSpec:
         "masking": message.masking or "auto",
         "site_figures": message.site_figures or "all",
         "norm_bound": message.norm_bound,
+        "noise": message.noise,
     }
     values.update({name: getattr(message, name).ToTimedelta() for name in _SPANS if message.HasField(name)})
     values.update({name: getattr(message, name) for name in _SHARES if message.HasField(name)})

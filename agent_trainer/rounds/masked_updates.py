@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Message
 
 from agent_trainer.rounds import layout as lay
+from agent_trainer.rounds.bounds import bounded, noised
 from agent_trainer.rounds.server_app import Outcome
 from agent_trainer.rounds.wire import EXAMPLES, Order, read_without_weights
 from cairn.codec import decode_plan, encode_plan
@@ -67,7 +69,13 @@ class MaskedRounds:
         """Ask the sites of a round for masked updates."""
         stage = UpdatePlan(sum(int(np.prod(shape)) for _, shape in order.layout), **vars(FORM))
         plan = encode_plan(Plan(self._spec.name, order.number, stage, self._secrecy))
-        return replace(order, update_plan=plan, figures=self._spec.site_figures, norm_bound=self._spec.norm_bound)
+        return replace(
+            order,
+            update_plan=plan,
+            figures=self._spec.site_figures,
+            norm_bound=self._spec.norm_bound,
+            alike=self._spec.noise > 0,
+        )
 
     def judge(self, site: str, reply: Message) -> Outcome:
         """Take the numbers of a site that trained."""
@@ -76,17 +84,22 @@ class MaskedRounds:
         except TrainingError as error:
             return Outcome(site, "refused", f"{type(error).__name__}: {error}")
 
-    def mean(self, plan: bytes, weights: lay.Vector, outcomes: Sequence[Outcome]) -> Mean | None:
+    def mean(self, plan: bytes, weights: lay.Vector, outcomes: Sequence[Outcome], asked: int) -> Mean | None:
         """Learn the mean update of those that trained; None when the round's sum is lost, which is noted.
 
         plan     published bytes of the round's
         weights  float32[n] that went out
+        asked    sites that were to train; of a run with noise, the mean is over so many
         Raises TooFewSites when it was lost too often in a row.
         """
         trained = [outcome.site for outcome in outcomes if outcome.state == "trained"]
         try:
             tally, inside = self._desk.sum(fingerprint(plan), trained, self._spec.masking_patience)
-            moved, examples = decoded(plan, tally)
+            cells = tally.tables["update"]
+            if self._spec.noise:
+                noised(cells[:-1], 2.0**-FORM.fraction_bits, self._spec.norm_bound, self._spec.noise)
+                cells[-1] = asked
+            moved, examples = decoded(plan, cells)
         except (TooFewSurvivors, PlanMismatch) as error:
             self._lost += 1
             self._desk.log(f"{error}; the weights stay as they are and the run goes on")
@@ -104,13 +117,13 @@ def secrecy_of(spec: RunSpec) -> Secrecy:
     return Secrecy(64, spec.may_drop, spec.may_collude)
 
 
-def decoded(plan: bytes, tally: Tally) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]:
+def decoded(plan: bytes, cells: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], float]:
     """Read the sum of updates: their weighted mean float64[n], and the examples of all. Raises PlanMismatch."""
     stage = decode_plan(plan).stage
     assert isinstance(stage, UpdatePlan)  # `MaskedRounds.order` made it
     try:
-        mean, weight = stage.form.decode(tally.tables["update"])
-    except (KeyError, MaskingError) as error:
+        mean, weight = stage.form.decode(cells)
+    except MaskingError as error:
         raise PlanMismatch(f"the masked sum is none of updates: {error}") from error
     return mean, float(weight)
 
@@ -137,28 +150,13 @@ def hand_over(order: Order, weights: lay.Vector, trained: lay.Vector, examples: 
         raise PlanMismatch(
             "the plan of the round's masked updates is of another round or network; update the older side"
         )
-    update = bounded(trained - weights, lay.learnt(order.layout), order.norm_bound)
-    cells = stage.form.encode(update, min(examples, stage.weight_limit))
+    part = np.ones(len(weights), np.bool_) if order.alike else lay.learnt(order.layout)
+    update = bounded(trained - weights, part, order.norm_bound)
+    cells = stage.form.encode(update, 1 if order.alike else min(examples, stage.weight_limit))
     name = fingerprint(order.update_plan).hex()
     with write_atomically(spool / f"{name}.npy", 0o600) as file:
         np.save(file, cells, allow_pickle=False)
     return name
-
-
-def bounded(update: lay.Vector, learnt: np.ndarray[tuple[int], np.dtype[np.bool_]], bound: float) -> lay.Vector:
-    """Shorten what was learnt to a length of at most `bound`, where that is over 0.
-
-        δ ← δ · min(1, C / ‖δ‖₂)        McMahan et al. 2018, alg. 1
-
-    In a masked run nobody else can see to it: the middle has no update of one site to measure.
-    """
-    if not bound:
-        return update
-    length = float(np.linalg.norm(update[learnt].astype(np.float64)))
-    if length > bound:
-        update = update.copy()
-        update[learnt] *= np.float32(bound / length)
-    return update
 
 
 def told(metrics: dict[str, float], order: Order) -> dict[str, float]:

@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 from agent_trainer.algorithms import Config, Weights, algorithm
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds import layout as lay
+from agent_trainer.rounds.bounds import plain_updates, promise
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
 from agent_trainer.rounds.masked_updates import MaskedRounds, left_out, secrecy_of
 from agent_trainer.rounds.replay_plans import ReplayPlans
@@ -119,6 +120,8 @@ class Run:
         self._weights = lay.flatten(weights)
         if (found := checkpoints.latest()) is not None:
             self._go_on_from(found)
+        elif said := promise(spec):
+            desk.log(said)
 
     def _go_on_from(self, found: Checkpoint) -> None:
         number = found.progress.round
@@ -166,7 +169,7 @@ class Run:
         outcomes, trained = self._attempts(post, content, number, sites)
         if evaluate:
             yield from self._validated(outcomes)
-        made, outcomes, found = self._joined(number, order.update_plan, outcomes)
+        made, outcomes, found = self._joined(number, order.update_plan, outcomes, len(sites))
         if order.plan:
             self._absorb(order.plan, trained)
         sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
@@ -278,18 +281,16 @@ class Run:
         return Outcome(site, "trained", metrics=metrics, update=update, message=reply)
 
     def _joined(
-        self, number: int, plan: bytes, outcomes: list[Outcome]
+        self, number: int, plan: bytes, outcomes: list[Outcome], asked: int
     ) -> tuple[lay.Vector, list[Outcome], dict[str, float]]:
         """Make the next weights of a round; returns them, what became of the sites, and figures of all together.
 
         plan  of a masked run: whose sum is the only update there is. Lost with it, the round leaves the weights.
         """
         if self._masked is None:
-            updates = [
-                (o.update, o.examples, o.message) for o in outcomes if o.update is not None and o.message is not None
-            ]
+            updates = plain_updates(self._spec, self._weights, lay.learnt(self._layout), outcomes, asked)
             return self._aggregate(number, updates), outcomes, {}
-        found = self._masked.mean(plan, self._weights, outcomes)
+        found = self._masked.mean(plan, self._weights, outcomes, asked)
         if found is None:
             return self._weights, left_out(outcomes, ()), {}
         message = next(o.message for o in outcomes if o.state == "trained" and o.message is not None)

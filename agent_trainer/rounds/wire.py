@@ -46,6 +46,7 @@ class Order:
                 with the answers
     figures     what the answer of a masked run tells: all numbers but the examples, or none
     norm_bound  length to which a site of a masked run shortens what it learned; 0 for none
+    alike       every site of a masked run weighs the same, and all of its update is shortened: noise will be added
     """
 
     run: Name
@@ -66,11 +67,12 @@ class Order:
     update_plan: bytes = b""
     figures: Literal["all", "none"] = "all"
     norm_bound: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    alike: bool = False
 
 
 _ORDER: Final = TypeAdapter(Order)
 OF_JOBS: Final = ("updates", "validations", "leg")
-OF_MASKED: Final = ("update_plan", "figures", "norm_bound")
+OF_MASKED: Final = ("update_plan", "figures", "norm_bound", "alike")
 
 
 def arrays(vector: Vector) -> ArrayRecord:

@@ -65,6 +65,7 @@ class RunSpec(_message.Message):
     MAY_DROP_FIELD_NUMBER: _builtins.int
     MAY_COLLUDE_FIELD_NUMBER: _builtins.int
     NORM_BOUND_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     algorithm: _builtins.str
     """"dqn", "apga", "attention", "segmentation" or "pretrain"."""
@@ -96,7 +97,9 @@ class RunSpec(_message.Message):
     """Thousandths of the sites that may be lost in a masked sum, and that may side with the aggregator."""
     may_collude: _builtins.int
     norm_bound: _builtins.float
-    """Length to which sites of a masked run shorten their update, as nobody else can; 0: none."""
+    """Length to which each site's update is shortened, in a masked run by the site; 0: none."""
+    noise: _builtins.float
+    """Standard deviation of the noise over a round's sum of updates, in norm_bounds; 0: none."""
     @_builtins.property
     def strategy_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The strategy's own numbers, by name."""
@@ -129,10 +132,11 @@ class RunSpec(_message.Message):
         may_drop: _builtins.int | None = ...,
         may_collude: _builtins.int | None = ...,
         norm_bound: _builtins.float = ...,
+        noise: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "round_deadline", b"round_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_sites", b"min_sites", "name", b"name", "norm_bound", b"norm_bound", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "search_json", b"search_json", "seed", b"seed", "settings_json", b"settings_json", "site_figures", b"site_figures", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude", "_may_drop", b"_may_drop", "algorithm", b"algorithm", "evaluate_every", b"evaluate_every", "first_weights", b"first_weights", "masking", b"masking", "masking_patience", b"masking_patience", "may_collude", b"may_collude", "may_drop", b"may_drop", "min_sites", b"min_sites", "name", b"name", "noise", b"noise", "norm_bound", b"norm_bound", "patience", b"patience", "round_deadline", b"round_deadline", "rounds", b"rounds", "search_json", b"search_json", "seed", b"seed", "settings_json", b"settings_json", "site_figures", b"site_figures", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__may_collude: _TypeAlias = _typing.Literal["may_collude"]  # noqa: Y015
     _WhichOneofArgType__may_collude: _TypeAlias = _typing.Literal["_may_collude", b"_may_collude"]  # noqa: Y015

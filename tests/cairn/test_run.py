@@ -40,6 +40,7 @@ def test_a_run_crosses_the_wire_unchanged() -> None:
             "may_drop": 0,
             "may_collude": 250,
             "norm_bound": 0.5,
+            "noise": 1.5,
         }
     )
     assert read_run(run_message(run)) == run
@@ -62,7 +63,9 @@ def test_settings_that_are_no_json_are_refused() -> None:
         ({"strategy_options": {"momentum": 1.0}}, "fedavg has no option 'momentum'; it takes none"),
         ({"hurry": True}, "^hurry: "),
         ({"masking": "on"}, "a masked sum needs 3 sites or more and min_sites is 2"),
-        ({"min_sites": 3, "strategy": "krum"}, "krum looks at the update of each site by itself, which a masked sum hides"),
+        ({"min_sites": 3, "strategy": "krum"}, "krum looks at the update of each site by itself"),
+        ({"noise": 1.0}, "noise hides updates of a bounded length alone; give norm_bound too"),
+        ({"noise": 1.0, "norm_bound": 1.0, "strategy": "krum"}, "krum needs each site's own update"),
         ({"min_sites": 3, "site_figures": "none", "patience": 2}, "sites that tell no figures validate nothing"),
     ],
 )

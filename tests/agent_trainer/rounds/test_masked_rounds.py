@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from agent_trainer.rounds.bounds import bounded, noised, plain_updates
 from agent_trainer.rounds.layout import layout_of
-from agent_trainer.rounds.masked_updates import FORM, bounded, decoded, hand_over
+from agent_trainer.rounds.masked_updates import FORM, decoded, hand_over
+from agent_trainer.rounds.server_app import Outcome
 from agent_trainer.rounds.wire import Order
 from cairn.codec import encode_plan
 from cairn.errors import PlanMismatch
 from cairn.plan import Plan, Secrecy, UpdatePlan, fingerprint
-from cairn.tally import Tally
 from tests.agent_trainer.rounds.masked import MaskedFederation
 from tests.agent_trainer.rounds.test_run import begin, play, post, spec, weights_of
 from tests.aggregator.conftest import Clock, clock  # noqa: F401 - a fixture
@@ -33,7 +34,7 @@ def test_the_unmasked_mean_is_the_plain_one_within_the_quantisers_step(tmp_path)
     for update, weight in zip(trained, examples, strict=True):
         name = hand_over(order(), before, update, weight, tmp_path)
         total += np.load(tmp_path / f"{name}.npy")
-    mean, weight = decoded(order().update_plan, Tally(bytes.fromhex(name), {"update": total}))
+    mean, weight = decoded(order().update_plan, total)
     changes = np.stack([(update - before).astype(np.float64) for update in trained])
     assert weight == sum(examples)
     assert np.abs(mean - np.average(changes, axis=0, weights=examples)).max() <= FORM.error_bound(5, sum(examples))
@@ -57,8 +58,34 @@ def test_a_site_shortens_its_update_to_the_bound_and_keeps_its_direction():
     assert np.linalg.norm(shorter[:5]) == pytest.approx(0.5, rel=1e-6)
     assert np.dot(shorter[:5], update[:5]) == pytest.approx(0.5 * np.linalg.norm(update[:5]), rel=1e-6)
     assert shorter[5] == update[5], "what a normalisation counts is not learnt"
-    assert bounded(update, learnt, 100.0) is update
+    np.testing.assert_array_equal(bounded(update, learnt, 100.0), update)
     assert bounded(update, learnt, 0.0) is update
+
+
+def test_the_noise_of_a_private_round_is_of_the_length_that_was_promised():
+    cells = np.zeros(20_000, np.int64)
+    noised(cells, 2.0**-20, 0.5, 1.5)
+    assert np.std(cells) * 2.0**-20 == pytest.approx(1.5 * 0.5, rel=0.05)
+    assert abs(np.mean(cells)) * 2.0**-20 < 0.05
+
+
+def test_a_private_sites_update_is_shortened_whole_and_weighs_as_any_other(tmp_path):
+    trained = RNG.normal(size=SIZE).astype(np.float32)
+    name = hand_over(order(alike=True, norm_bound=2.0), np.zeros(SIZE, np.float32), trained, 700, tmp_path)
+    cells = np.load(tmp_path / f"{name}.npy")
+    assert cells[-1] == 1
+    assert np.linalg.norm(cells[:-1] * 2.0**-20) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_in_plain_the_middle_shortens_updates_and_a_strategy_sees_one_noised():
+    message = object()
+    before, far = np.zeros(4, np.float32), np.array([30.0, 40.0, 0.0, 0.0], np.float32)
+    came = [Outcome(f"site-{n}", "trained", metrics={"examples": n}, update=far, message=message) for n in (1, 2)]
+    learnt = np.ones(4, np.bool_)
+    shorter = plain_updates(spec(norm_bound=5.0), before, learnt, came, 2)
+    assert [(update.tolist(), weight) for update, weight, _ in shorter] == [([3, 4, 0, 0], 1), ([3, 4, 0, 0], 2)]
+    (one,) = plain_updates(spec(norm_bound=5.0, noise=1e-4), before, learnt, came, 4)
+    np.testing.assert_allclose(one[0], [1.5, 2.0, 0.0, 0.0], atol=0.01)  # two of four came
 
 
 def test_rounds_go_on_whoever_is_lost_and_the_aggregator_sees_noise(tmp_path, clock: Clock):  # noqa: F811
