@@ -187,10 +187,9 @@ def _next(held: Held, wanted: Wanted, *, late: bool) -> Made:
         return "circle", encode(server.make_circle(held.on, held.dealings, held.identities))
     if not late and not set(held.within.dealers) <= held.receipts.keys():
         return None
-    if len(held.receipts) < wanted.least:
-        raise TooFewSurvivors(
-            f"{len(held.receipts)} sites sent their masked tally and {wanted.least} are needed; the sum is tried again"
-        )
+    least = LEAST_MEMBERS if wanted.once else wanted.least  # down to the threshold, where there is no other attempt
+    if len(held.receipts) < least:
+        raise TooFewSurvivors(f"{len(held.receipts)} sites sent their masked tally and {least} are needed")
     receipts = held.receipts.values()
     return "survivors", encode(server.make_survivors(held.on, held.within, receipts, held.identities))
 
