@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
-from aggregator import audit_commands
+from aggregator import at_rest_commands, audit_commands
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
@@ -236,6 +236,7 @@ def dashboard_token(
 
 
 app.add_typer(audit_commands.app, name="audit")
+app.add_typer(at_rest_commands.app, name="at-rest")
 
 
 @contextmanager

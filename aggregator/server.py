@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.orm import Session
 
 from aggregator import database
+from aggregator.at_rest import open_sealer
 from aggregator.dashboard.app import make_app
 from aggregator.intake.store import BlobStore
 from aggregator.intake.tallies_service import TalliesService
@@ -113,7 +114,10 @@ class Aggregator:
         database.upgrade(self.engine)
         if settings.training:
             trainer.check_name(self.engine)
-        self._store = BlobStore(settings.blobs_url)
+        self._sealer = open_sealer(settings)
+        if self._sealer is None:
+            log.warning("not sealed", what="blobs and checkpoints lie in plain; set at_rest.key_file")
+        self._store = BlobStore(settings.blobs_url, sealer=self._sealer)
         self._board = Board(self.engine, now)
         self._bell = Bell()
         self._masking_bell = Bell()
@@ -199,6 +203,7 @@ class Aggregator:
             spool=self._settings.spool,
             largest=self._settings.limits.upload_bytes,
             trains=trains,
+            sealer=self._sealer,
         )
         training_pb2_grpc.add_RunsServicer_to_server(runs, self._server)
 

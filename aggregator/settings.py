@@ -86,6 +86,18 @@ class Training(BaseModel):
     superlink_address: Public | None = None
 
 
+class AtRest(BaseModel):
+    """What seals blobs and checkpoints on the disk.
+
+    key_file  key-encryption keys, 64 hexadecimal digits a line, the one in use first; none: CAIRN_AT_REST_KEY of the
+              environment, and without that nothing is sealed
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_file: Path | None = None
+
+
 class AggregatorSettings(Settings):
     """The whole of aggregator.toml.
 
@@ -103,6 +115,7 @@ class AggregatorSettings(Settings):
     database: str | None = None
     blobs: str | None = None
     limits: Limits = Limits()
+    at_rest: AtRest = AtRest()
     training: Training | None = None
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@
                             state.json              the rest, as `Checkpoint` has it
 """
 
+import io
 import json
 import os
 import shutil
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save, save_file
 
 from agent_trainer.algorithms import Weights
-from cairn.errors import TrainingError
+from cairn.errors import ChecksumMismatch, TrainingError
 from cairn.files import sync_folder, write_atomically
+from cairn.sealing import Sealer, checkpoint_context, open_any
 
 KEPT = 3
 PREFIX = "round-"
@@ -60,13 +62,15 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run, in a folder of its own.
 
-    about  written into the head of the weights' files: run, algorithm, settings; strings only
+    about   written into the head of the weights' files: run, algorithm, settings; strings only
+    sealer  seals weights, strategy and replay tally; None keeps them in plain
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, str], sealer: Sealer | None = None) -> None:
         self._folder = folder
+        self._sealer = sealer
         self._about = dict(about)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for part in folder.glob(".*.part"):
             shutil.rmtree(part)
 
@@ -79,9 +83,19 @@ class Checkpoints:
         part.mkdir()
         try:
             about = {**self._about, "round": str(progress.round)}
-            save_file(checkpoint.weights, part / "weights.safetensors", about)
-            save_file(checkpoint.strategy, part / "strategy.safetensors")
-            (part / "replay.tally").write_bytes(checkpoint.replay)
+            if self._sealer is None:
+                save_file(checkpoint.weights, part / "weights.safetensors", about)
+                save_file(checkpoint.strategy, part / "strategy.safetensors")
+                (part / "replay.tally").write_bytes(checkpoint.replay)
+            else:
+                for name, content in (
+                    ("weights.safetensors", save(checkpoint.weights, about)),
+                    ("strategy.safetensors", save(checkpoint.strategy)),
+                    ("replay.tally", checkpoint.replay),
+                ):
+                    context = checkpoint_context(self._folder.name, progress.round, name)
+                    with (part / name).open("wb") as target:
+                        self._sealer.seal(io.BytesIO(content), target, context)
             (part / "state.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
             for file in part.iterdir():
                 _sync(file)
@@ -124,15 +138,19 @@ class Checkpoints:
             state = json.loads((place / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(
                 Progress(**state),
-                load_file(place / "weights.safetensors"),
-                load_file(place / "strategy.safetensors"),
-                (place / "replay.tally").read_bytes(),
+                load(self._read(number, "weights.safetensors")),
+                load(self._read(number, "strategy.safetensors")),
+                self._read(number, "replay.tally"),
             )
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, SafetensorError, ChecksumMismatch) as error:
             raise TrainingError(
                 f"the checkpoint of round {number} cannot be read ({type(error).__name__}); "
                 "restore its folder from a backup, or begin a new run"
             ) from error
+
+    def _read(self, number: int, name: str) -> bytes:
+        with (self._place(number) / name).open("rb") as file:
+            return open_any(file, self._sealer, checkpoint_context(self._folder.name, number, name)).read()
 
     def _place(self, number: int) -> Path:
         return self._folder / f"{PREFIX}{number:06d}"

@@ -7,6 +7,7 @@ is in the checkpoints and at the aggregator, so that it may be killed at any tim
 import argparse
 import json
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from cairn.enrolment import tls_files
 from cairn.errors import CairnError, ConfigError, TrainingError, Unreachable
 from cairn.rpc import mtls_channel
 from cairn.run import RunSpec
+from cairn.sealing import VARIABLE, Sealer, open_data_keys, read_keys
 
 Play = Callable[[Control, Callable[[RoundReport], None]], tuple[str, str]]
 """Play a run in a Flower run of its own, telling of its rounds; returns its state and a sentence."""
@@ -44,10 +46,11 @@ class Middle:
     """Works on one run after another.
 
     folder  of the checkpoints, one folder a run
+    sealer  seals them; None keeps them in plain
     """
 
-    def __init__(self, desk: GrpcDesk, link: Link, folder: Path, words: Words) -> None:
-        self._desk, self._link, self._folder, self._words = desk, link, folder, words
+    def __init__(self, desk: GrpcDesk, link: Link, folder: Path, words: Words, sealer: Sealer | None = None) -> None:
+        self._desk, self._link, self._folder, self._words, self._sealer = desk, link, folder, words, sealer
         self._stop = threading.Event()
 
     def serve(self) -> None:
@@ -106,7 +109,7 @@ class Middle:
             tracker.close()
 
     def _begun(self, spec: RunSpec) -> Play:
-        run = begun(spec, self._folder / spec.name, self._desk)
+        run = begun(spec, self._folder / spec.name, self._desk, self._sealer)
         if run.reported is not None:
             self._desk.report(run.reported)
             self._desk.log(f"goes on behind round {run.progress.round}")
@@ -148,7 +151,7 @@ class Middle:
         return {node.node_id: node.site for node in control.register(self._desk.keys())}
 
 
-def begun(spec: RunSpec, folder: Path, desk: Desk) -> Run:
+def begun(spec: RunSpec, folder: Path, desk: Desk, sealer: Sealer | None = None) -> Run:
     """Begin a run, or go on behind the last checkpoint in `folder`.
 
     What the run was given to begin with is fetched before its first checkpoint only.
@@ -157,7 +160,7 @@ def begun(spec: RunSpec, folder: Path, desk: Desk) -> Run:
     chosen = algorithm(spec.algorithm)
     config = chosen.read_config(json.dumps(spec.settings))
     about = {"run": spec.name, "algorithm": spec.algorithm, "settings": config.model_dump_json()}
-    checkpoints = Checkpoints(folder, about)
+    checkpoints = Checkpoints(folder, about, sealer)
     named = files(config)
     if named and not spec.first_weights:
         raise ConfigError(
@@ -204,13 +207,19 @@ def main() -> None:
     parser.add_argument("--aggregator", required=True, help="HOST:PORT of the aggregator's gRPC services")
     parser.add_argument("--identity", type=Path, required=True, help="folder of a certificate of the role trainer")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--data-keys", type=Path, help="the keys that seal checkpoints, themselves sealed")
+    parser.add_argument("--key-file", type=Path, help=f"the key that opens them, if it is not in {VARIABLE}")
     given = parser.parse_args()
     end_with_stdin()
+    sealer = None
+    if given.data_keys is not None:
+        said = given.key_file.read_text(encoding="utf-8") if given.key_file else os.environ.pop(VARIABLE, "")
+        sealer = open_data_keys(given.data_keys, read_keys(said))
     logging.getLogger("flwr").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     link = Link(given.superlink, given.secret.read_bytes(), given.ca.read_bytes())
     with mtls_channel(given.aggregator, tls_files(given.identity)) as channel:
-        Middle(GrpcDesk(channel), link, given.checkpoints, Words()).serve()
+        Middle(GrpcDesk(channel), link, given.checkpoints, Words(), sealer).serve()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Blobs by content address, in a folder or in any object store that fsspec reaches (file://, s3://, …).
 
 A blob is there whole or not at all, never changes, and is found by the SHA-256 of its bytes. Putting it twice is
-putting it once, so every step that ends in a blob may be repeated after a crash.
+putting it once, so every step that ends in a blob may be repeated after a crash. With a key set (aggregator/at_rest.py)
+its bytes are sealed on the disk; its name is the digest of the plain ones all the same.
 """
 
 import errno
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cairn.errors import ConfigError, StorageFull, StudyError
 from cairn.files import sync_folder
+from cairn.sealing import MAGIC, Sealer, open_any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 CHUNK = 1 << 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class BlobStore:
@@ -27,10 +32,12 @@ class BlobStore:
 
     url      file:///path (or a bare path), s3://bucket/prefix, …
     options  for the fsspec file system, such as an endpoint or a profile
+    sealer   seals what is put from now on; what was put in plain is read as it is
     Raises ConfigError when the URL's scheme is not known or its library is not installed.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None, sealer: Sealer | None = None) -> None:
+        self._sealer = sealer
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url, **(options or {}))
         except (ImportError, ValueError) as error:
@@ -38,7 +45,7 @@ class BlobStore:
         self._root = str(self._root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         if self._local:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
+            Path(self._root).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def put(self, source: Path, digest: str) -> None:
         """Move a file into the store; afterwards it is no longer at `source`. Raises StorageFull.
@@ -48,6 +55,8 @@ class BlobStore:
         with storage_full(f"the aggregator cannot store {source.stat().st_size} bytes"):
             if self.has(digest):
                 source.unlink()
+            elif self._sealer is not None:
+                self._put_sealed(source, digest, self._sealer)
             elif self._local:
                 self._put_local(source, Path(self._path(digest)))
             else:
@@ -76,16 +85,62 @@ class BlobStore:
                 f"the blob {digest[:12]} is missing from the aggregator's store; restore it from a backup"
             ) from error
         with file:
-            yield cast("BinaryIO", file)
+            yield open_any(cast("BinaryIO", file), self._sealer, context(digest))
+
+    def seal_old(self) -> int:
+        """Seal the blobs that were put in plain before there was a key; returns their number. Raises StorageFull."""
+        assert self._sealer is not None  # who asks for it has set a key
+        sealed = 0
+        for path in self._fs.find(self._root):
+            digest = str(path).rpartition("/")[2]
+            if not _DIGEST.fullmatch(digest):
+                continue
+            with self._fs.open(path, "rb") as file:
+                if file.read(len(MAGIC)) == MAGIC:
+                    continue
+                file.seek(0)
+                with storage_full("the aggregator cannot seal a blob"), self._beside(digest) as part:
+                    with part.open("wb") as target:
+                        self._sealer.seal(cast("BinaryIO", file), target, context(digest))
+                    self._move(part, digest)
+            sealed += 1
+        return sealed
+
+    def _put_sealed(self, source: Path, digest: str, sealer: Sealer) -> None:
+        with self._beside(digest) as part:
+            with source.open("rb") as reader, part.open("wb") as writer:
+                sealer.seal(reader, writer, context(digest))
+            self._move(part, digest)
+        source.unlink()
+
+    @contextmanager
+    def _beside(self, digest: str) -> Iterator[Path]:
+        """Give a place for a file that becomes a blob: for its owner alone, never read, and gone afterwards."""
+        folder = Path(self._path(digest)).parent if self._local else None
+        if folder:
+            folder.mkdir(exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(".part", f".{digest[:12]}.", folder)
+        os.close(descriptor)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _move(self, part: Path, digest: str) -> None:
+        if self._local:
+            self._put_local(part, Path(self._path(digest)))
+        else:
+            self._fs.put_file(str(part), self._path(digest))
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
     @staticmethod
     def _put_local(source: Path, target: Path) -> None:
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True, mode=0o700)
         descriptor = os.open(source, os.O_RDONLY)
         try:
+            os.fchmod(descriptor, 0o600)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -98,6 +153,11 @@ class BlobStore:
             source.unlink()
         sync_folder(target.parent)
         sync_folder(target.parent.parent)
+
+
+def context(digest: str) -> str:
+    """Say what a sealed blob is: it opens under its own name alone."""
+    return f"blob {digest}"
 
 
 @contextmanager

@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cairn.errors import StudyError
+from cairn.files import write_atomically
+from cairn.sealing import Sealer, checkpoint_context, is_sealed, open_any
 
 PREFIX = "round-"
 WEIGHTS = "weights.safetensors"
+SEALED = (WEIGHTS, "strategy.safetensors", "replay.tally")
 STATE = "state.json"
 JOURNAL = "search.jsonl"
 TRIES = 3  # the trainer deletes old folders while one is looked for
 
 
 @contextmanager
-def open_weights(folder: Path, run: str, number: int) -> Iterator[BinaryIO]:
+def open_weights(folder: Path, run: str, number: int, sealer: Sealer | None = None) -> Iterator[BinaryIO]:
     """Open the weights of a round; of round 0: those of the best by validation if there was one, else the last.
 
     folder  of all runs
     run     a name that is known to be one
+    sealer  opens what the trainer has sealed
     Raises StudyError when there is no such checkpoint.
     """
     for _ in range(TRIES):
@@ -37,7 +41,7 @@ def open_weights(folder: Path, run: str, number: int) -> Iterator[BinaryIO]:
         except FileNotFoundError:
             continue
         with file:
-            yield file
+            yield open_any(file, sealer, checkpoint_context(run, wanted, WEIGHTS))
         return
     kept = ", ".join(map(str, _rounds(folder / run)))
     if not kept:
@@ -61,6 +65,23 @@ def open_journal(folder: Path, run: str) -> Iterator[BinaryIO]:
         ) from error
     with file:
         yield file
+
+
+def seal_checkpoints(folder: Path, sealer: Sealer) -> int:
+    """Seal the checkpoints of all runs that lie in plain; returns the number of files. Raises OSError.
+
+    folder  of all runs
+    """
+    sealed = 0
+    for run in sorted(path for path in folder.glob("*") if path.is_dir()):
+        for number in _rounds(run):
+            for name in SEALED:
+                path = _place(run, number) / name
+                if path.exists() and not is_sealed(path):
+                    with path.open("rb") as source, write_atomically(path, 0o600) as target:
+                        sealer.seal(source, target, checkpoint_context(run.name, number, name))
+                    sealed += 1
+    return sealed
 
 
 def _rounds(folder: Path) -> list[int]:

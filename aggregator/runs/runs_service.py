@@ -16,6 +16,7 @@ from aggregator.runs.checkpoints import open_journal, open_weights
 from cairn.errors import TrainingError
 from cairn.rpc import caller
 from cairn.run import read_run, run_message
+from cairn.sealing import Sealer
 from cairn.v1 import training_pb2, training_pb2_grpc
 
 CHUNK = 1 << 20
@@ -45,6 +46,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         spool: Path,
         largest: int,
         trains: bool,
+        sealer: Sealer | None = None,
     ) -> None:
         self._engine = engine
         self._store, self._spool, self._largest = store, spool, largest
@@ -52,6 +54,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         self._bell = bell
         self._now = now
         self._trains = trains
+        self._sealer = sealer
 
     def GiveWeights(  # noqa: N802 - the name in the proto
         self,
@@ -156,7 +159,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
             name = records.find_run(session, request.name).name
         with database.writing(self._engine) as session:
             database.audit(session, self._now(), _actor(context), "fetch-weights", name, round=request.round)
-        with open_weights(self._folder, name, request.round) as file:
+        with open_weights(self._folder, name, request.round, self._sealer) as file:
             while data := file.read(CHUNK):
                 yield training_pb2.FetchCheckpointResponse(data=data)
 

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health, health_pb2
 from sqlalchemy import Engine
 
+from aggregator.at_rest import data_keys, encryption_keys
 from aggregator.members import pki
 from aggregator.members.server_certificate import LOOPBACK, RENEW_BEFORE
 from aggregator.members.trainer import admit_trainer
@@ -36,6 +37,7 @@ from cairn.enrolment import tls_files
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
 from cairn.rpc import Identity, TlsFiles
+from cairn.sealing import VARIABLE
 
 PACKAGES: Final = (*flower.PACKAGES, "agent_trainer")
 SUPERLINK: Final = "cairn.superlink"  # names in gRPC health and, without "cairn.", in logs and metrics
@@ -64,6 +66,8 @@ class Places:
     listen      host and port of the SuperLink
     hosts       names and IP addresses under which sites reach it
     aggregator  host and port where the aggregator serves
+    data_keys   file of the wrapped data keys that seal the checkpoints; None: they lie in plain
+    key_file    of the key-encryption keys; None: they are in the environment
     """
 
     folder: Path
@@ -71,6 +75,8 @@ class Places:
     listen: tuple[str, int]
     hosts: tuple[str, ...]
     aggregator: tuple[str, int]
+    data_keys: Path | None = None
+    key_file: Path | None = None
 
     @property
     def superlink(self) -> Path:
@@ -102,6 +108,8 @@ def places(settings: AggregatorSettings, listen: int, superlink: int, address: s
         listen=(split_address(link)[0], superlink),
         hosts=tuple(split_address(one)[0] for one in public),
         aggregator=(split_address(settings.listen)[0], listen),
+        data_keys=data_keys(settings) if encryption_keys(settings) else None,
+        key_file=settings.at_rest.key_file,
     )
 
 
@@ -221,8 +229,13 @@ class Superlink:
             *("--aggregator", join_address(near(aggregator_host), aggregator_port)),
             *("--identity", str(self._places.trainer)),
             *("--checkpoints", str(self._places.runs)),
+            *(("--data-keys", str(self._places.data_keys)) if self._places.data_keys else ()),
+            *(("--key-file", str(self._places.key_file)) if self._places.data_keys and self._places.key_file else ()),
         )
-        return Command((*self._programs.trainer, *arguments), self._environment(), self._admitted_until)
+        environment = self._environment()
+        if self._places.data_keys and not self._places.key_file:
+            environment[VARIABLE] = os.environ[VARIABLE]  # not among the arguments, which everybody may read
+        return Command((*self._programs.trainer, *arguments), environment, self._admitted_until)
 
     def _admit(self) -> datetime:
         return admit_trainer(self._engine, self._authority, self._places.trainer, self._now())
