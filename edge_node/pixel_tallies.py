@@ -44,7 +44,6 @@ class PixelTallies:
         self._sealed = sealed
         self._changed = changed
         self._log = log
-        self._ledger = Ledger(settings.state_dir, settings.privacy)
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -77,6 +76,7 @@ class PixelTallies:
         of, stage = offer.fingerprint, plan.stage.stage
         self._log.info("stage begins", study=plan.study, stage=stage, window=plan.window, plan=of.hex())
         try:
+            ledger = Ledger(self._settings.state_dir, self._settings.privacy) if plan.privacy is not None else None
             counted = worker.count(
                 worker.Job(
                     plan,
@@ -85,12 +85,12 @@ class PixelTallies:
                     functions,
                     self._board,
                     cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
-                    seed=self._ledger.sampling_seed(of) if plan.privacy else b"",
+                    seed=ledger.sampling_seed(of) if ledger else b"",
                 )
             )
             self._report()  # so that the aggregator knows the size of the images when the tally arrives
-            if plan.privacy is not None:
-                counted = noised(plan, counted, self._ledger.spend(plan, of, counted.tables, datetime.now(UTC)))
+            if ledger is not None:
+                counted = noised(plan, counted, ledger.spend(plan, of, counted.tables, datetime.now(UTC)))
             self._outbox.seal(plan, counted)
         except worker.GivenUp:
             self._log.info("stage given up", study=plan.study, stage=stage, closed=not halt.is_set())
