@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from cairn import codec
 from cairn.errors import CairnError, ConfigError, IdentityError, PlanError, PlanNotApproved
-from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, fingerprint
+from cairn.plan import Plan, RunStage, fingerprint
 from cairn.v1 import plans_pb2
 from edge_node import worker
 from edge_node.audit import AuditLog, Departure
@@ -42,7 +42,7 @@ def reason_against(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
     """Say why the site does not take part in a plan, None when it does: not allowed, or no image does for it."""
     if (reason := not_allowed(plan, of, settings)) is not None:
         return reason
-    if isinstance(plan.stage, ReplayRangesPlan | ReplayPlan):
+    if isinstance(plan.stage, RunStage):
         return None  # what it counts is made in the round; whether anything is, only the round can tell
     return worker.lacking(plan, settings.images)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
-from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan
+from cairn.plan import Plan, RunStage, UpdatePlan
 from cairn.rpc import NAME
 from edge_node.decisions import Decision
 from edge_node.privacy.rules import lacking
@@ -36,10 +36,10 @@ def rules(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str,
     yield Rule("names", None if NAME.fullmatch(plan.study) else NO_NAME)
     refused = decided is not None and decided.verdict == "refuse"
     yield Rule("decisions", f"refused at this site by {decided.words}" if decided and refused else None)
-    replay = isinstance(plan.stage, ReplayRangesPlan | ReplayPlan)
-    if replay:
+    of_run = isinstance(plan.stage, RunStage)
+    if of_run:
         yield Rule("training", None if settings.training else "this site does not train")
-    stream = "replay" if replay else "pixels"
+    stream = "updates" if isinstance(plan.stage, UpdatePlan) else "replay" if of_run else "pixels"
     allowed = ", ".join(settings.policy.streams) or "nothing"
     yield Rule(
         "policy.streams",
@@ -47,7 +47,7 @@ def rules(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str,
     )
     yield Rule("policy.approvers", _against_approvers(settings.policy.approvers, decided))
     yield Rule("privacy", lacking(plan, of, settings))
-    yield Rule("approval", _against_names(plan, of, settings, decided, replay=replay))
+    yield Rule("approval", _against_names(plan, of, settings, decided, of_run=of_run))
 
 
 NO_NAME = "the study's name is not made of a-z, 0-9 and - alone; publish it under another name"
@@ -60,17 +60,17 @@ def _against_approvers(approvers: tuple[str, ...], decided: Decision | None) -> 
 
 
 def _against_names(
-    plan: Plan, of: bytes, settings: SiteSettings, decided: Decision | None, *, replay: bool
+    plan: Plan, of: bytes, settings: SiteSettings, decided: Decision | None, *, of_run: bool
 ) -> str | None:
     if (decided is not None and decided.verdict == "approve") or of.hex() in (settings.approval.fingerprints or ()):
         return None
     patterns = settings.approval.studies or ()
-    if replay:
+    if of_run:
         patterns = settings.training.runs if settings.training else ()
     if any(fnmatchcase(plan.study, pattern) for pattern in patterns):
         return None
     return (
-        f"this site has not approved {'run' if replay else 'study'} {plan.study}, stage {plan.stage.stage} "
+        f"this site has not approved {'run' if of_run else 'study'} {plan.study}, stage {plan.stage.stage} "
         f"(plan {of.hex()[:12]}…); its settings and its people name what it takes part in"
     )
 

@@ -117,7 +117,7 @@ def _sites(sites: Sequence[SiteCard]) -> list[str]:
     """List the sites' images, of each class where there are classes."""
     classes = list(dict.fromkeys(name for site in sites for name in site.classes))
     rows = [
-        (_name(i, site), str(site.images), *(str(site.classes.get(name, 0)) for name in classes))
+        (_name(i, site), str(site.images or "not told"), *(str(site.classes.get(name, 0)) for name in classes))
         for i, site in enumerate(sites, 1)
     ]
     if classes:

@@ -22,6 +22,7 @@ from agent_trainer.rounds.server_app import Outcome
 from agent_trainer.rounds.wire import EXAMPLES, Order, read_without_weights
 from cairn.codec import decode_plan, encode_plan
 from cairn.errors import MaskingError, PlanMismatch, TooFewSites, TooFewSurvivors, TrainingError
+from cairn.figures import IMAGES
 from cairn.files import write_atomically
 from cairn.masking.fixed_point import FixedPoint
 from cairn.plan import Plan, Secrecy, UpdatePlan, fingerprint
@@ -160,7 +161,7 @@ def hand_over(order: Order, weights: lay.Vector, trained: lay.Vector, examples: 
 
 
 def told(metrics: dict[str, float], order: Order) -> dict[str, float]:
-    """Leave out of a site's answer what a masked run does not tell: its examples, or every number."""
+    """Leave out of a site's answer what a masked run does not tell: how many images it has, or every number."""
     if order.figures == "none":
         return {}
-    return {name: value for name, value in metrics.items() if name != EXAMPLES}
+    return {name: value for name, value in metrics.items() if name != EXAMPLES and not name.startswith(IMAGES)}

@@ -102,6 +102,7 @@ def test_rounds_go_on_whoever_is_lost_and_the_aggregator_sees_noise(tmp_path, cl
     assert (report.metrics["examples"], report.metrics["loss"]) == (10.0, 3.0)
     assert [(site.state, site.metrics) for site in report.sites] == [("trained", {"loss": a}) for a in amounts]
     check_noise(federation)
+    first = set(federation.blobs())
 
     federation.silent_after["site-4"] = "dealing"  # killed before its masked words: its pair masks must come off
     before = weights_of(tmp_path)
@@ -122,6 +123,8 @@ def test_rounds_go_on_whoever_is_lost_and_the_aggregator_sees_noise(tmp_path, cl
     (report,) = play(middle, grid, sites)
     np.testing.assert_allclose(weights_of(tmp_path) - before, np.average(amounts, weights=examples), atol=2.0**-20)
     assert report.number == 4
+    play(middle, grid, sites)
+    assert not first & set(federation.blobs()), "masked words and sums of rounds long past take no room"
 
 
 def check_noise(federation):

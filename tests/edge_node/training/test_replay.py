@@ -9,7 +9,7 @@ import pytest
 from cairn import codec, kernels
 from cairn.errors import TrainingError
 from cairn.kernels import sketch_numpy
-from cairn.plan import Plan, fingerprint
+from cairn.plan import Plan, Secrecy, UpdatePlan, fingerprint
 from cairn.transitions import cell_histogram
 from edge_node.approval import Offers, reason_against
 from edge_node.status import Board, make_log
@@ -213,3 +213,38 @@ def test_what_is_no_file_of_a_plan_is_left_alone(shelf):
         (shelf.folder / name).write_bytes(b"x")
     shelf.tallies.turn(NOW + 10 * STRANGE_S)
     assert len(list(shelf.folder.iterdir())) == 3
+
+
+def update_plan(window, values=3):
+    plan = Plan("sella-1", window, UpdatePlan(values, 10, 2.0, 8), Secrecy(64, 400, 100))
+    published = codec.encode_plan(plan)
+    return published, fingerprint(published)
+
+
+def test_an_update_is_sealed_to_be_masked_and_those_of_rounds_long_past_are_forgotten(tmp_path, audit_log, outbox):
+    shelf = Shelf(tmp_path, audit_log, outbox)
+    for window in (1, 2, 3):
+        published, of = update_plan(window)
+        shelf.offers.take([published])
+        shelf.put(of, np.array([2048 * 8, -5, 0, 8], np.int64))
+        shelf.tallies.turn(NOW)
+        (sealed,) = outbox.listed("masked")
+        assert codec.read_tally(sealed.path).tables["update"].tolist() == [2048 * 8, -5, 0, 8]
+        outbox.move(sealed, "parked")
+    assert sorted(sealed.window for sealed in outbox.listed("parked")) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        (np.array([0, 0, 8]), "3 numbers with a weight of 8; expected 4"),
+        (np.array([0, 0, 0, 0]), "4 numbers with a weight of 0"),
+        (np.array([0, 0, 0, 9]), "4 numbers with a weight of 9"),
+        (np.array([0, 2048 * 3 + 1, 0, 3]), "a change beyond the plan's limit"),
+        (np.array([0.0, 0.0, 0.0, 1.0]), r"float64\[4\]; expected int64"),
+    ],
+)
+def test_what_is_no_update_of_the_plans_form_is_refused_before_it_is_masked(tmp_path, cells, sentence):
+    np.save(tmp_path / "update.npy", cells)
+    with pytest.raises(TrainingError, match=sentence):
+        tally_of(UpdatePlan(3, 10, 2.0, 8), tmp_path / "update.npy", NUMBA)
