@@ -136,7 +136,7 @@ class Node:
             log=log,
         )
         self._replay = ReplayTallies(
-            settings, offers=offers, outbox=outbox, board=board, sealed=self._sending.wake, log=log
+            settings, offers=offers, outbox=outbox, board=board, sealed=self._sealed, log=log
         )
         self._training = settings.training and Training(
             Surroundings(settings, settings.training),
