@@ -31,6 +31,14 @@ def encryption_keys(settings: AggregatorSettings, environment: Mapping[str, str]
         ) from error
 
 
+def open_keys(settings: AggregatorSettings) -> bool:
+    """Tell whether a key is set and opens what is there; nothing is made. Raises ConfigError."""
+    keys = encryption_keys(settings)
+    if data_keys(settings).exists():
+        open_sealer(settings)
+    return bool(keys)
+
+
 def open_sealer(settings: AggregatorSettings) -> Sealer | None:
     """Open the data keys; None when no key is set and nothing was ever sealed. Raises ConfigError."""
     keys = encryption_keys(settings)

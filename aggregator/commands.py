@@ -1,6 +1,7 @@
 """`cairn aggregator …`: found a federation, serve it, invite, revoke and list its members."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from aggregator import at_rest_commands, audit_commands
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
-from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel, write_profile
+from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel, profile_address, write_profile
 from cairn.rpc import errors_from_wire
+from cairn.secrecy import no_dumps
 from cairn.v1 import operations_pb2, operations_pb2_grpc
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Run the middle of a federation.")
@@ -103,7 +105,30 @@ def serve(folder: DirOption) -> None:
     from aggregator.settings import FILE, load_settings  # noqa: PLC0415
     from aggregator.telemetry import make_log  # noqa: PLC0415
 
+    no_dumps()
+    os.umask(0o077)  # nothing that is written here is for other users of this machine
     serve_until_told(load_settings(folder / FILE), make_log(sys.stderr))
+
+
+@app.command()
+def check(folder: DirOption, *, as_json: JsonOption = False) -> None:
+    """Look at settings, keys, database, audit and folders, and say what a person should do; nothing is changed.
+
+    Ends with exit code 1 when something keeps the aggregator from working, or its audit was changed.
+    Example: `cairn aggregator check --dir /srv/cairn`
+    """
+    from aggregator.checking import check_aggregator  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.settings import FILE, load_settings  # noqa: PLC0415
+
+    report = check_aggregator(load_settings(folder / FILE), datetime.now(UTC))
+    if as_json:
+        _print_json({"fine": report.fine, "warnings": report.warnings, "faults": report.faults})
+    else:
+        for title, sentences in (("fine", report.fine), ("warning", report.warnings), ("fault", report.faults)):
+            for sentence in sentences:
+                Console().print(f"[bold]{title}[/]: {sentence}", highlight=False)
+    if report.faults:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -158,6 +183,17 @@ def enrol(
         enrolment.enrol(invited, profile)
         write_profile(profile, address=invited.address)
     typer.echo(f"You are {invited.name}, operator of {invited.federation}; your credentials are in {profile}.")
+
+
+@app.command()
+def renew(profile: ProfileOption) -> None:
+    """Replace your own keys by new ones and have them certified; certificates hold for a year.
+
+    Example: `cairn aggregator renew --profile ~/.config/cairn`
+    """
+    with _writable(profile):
+        enrolment.rotate(profile_address(profile), profile)
+    typer.echo(f"Your credentials in {profile} are new; the former ones hold until they end.")
 
 
 @app.command()

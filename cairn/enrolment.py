@@ -1,12 +1,13 @@
 """The newcomer's side of enrolment: make a key, have it certified, keep both; the same for the key of its SuperNode."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cairn.files import write_atomically
+from cairn.files import sync_folder, write_atomically
 from cairn.invitation import Invitation
 from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel, tls_channel
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc
@@ -60,15 +61,69 @@ def renew(address: str, folder: Path, *, trains: bool = False) -> None:
     trains  register the SuperNode's public key too; it is made if there is none
     Raises Revoked, Unreachable.
     """
+    settle(folder)
     files = tls_files(folder)
     public = _supernode_public(folder, make=trains)
+    chain = _renewed(address, files, files.key, public)
+    with write_atomically(files.certificate) as file:
+        file.write(chain)
+    _note_told(folder, public)
+
+
+def rotate(address: str, folder: Path, *, trains: bool = False) -> None:
+    """Replace the keys in a folder by new ones: that of the certificate, and that of the SuperNode where there is one.
+
+    The former certificate holds until it ends, so that what runs goes on. The new keys take the place of the old ones
+    only when they are certified; killed anywhere, the next call of `settle` ends what was begun, or forgets it.
+    Raises Revoked, Unreachable.
+    """
+    settle(folder)
+    files, coming = tls_files(folder), _coming(folder)
+    _keep_key(coming.key)
+    public = b""
+    if trains or supernode_key(folder).exists():
+        public = _keep_supernode_key(coming.supernode)
+        _told(folder).unlink(missing_ok=True)  # until the aggregator's answer is kept, it may know either key
+    chain = _renewed(address, files, coming.key, public)
+    with write_atomically(coming.certificate) as file:
+        file.write(chain)
+    settle(folder)
+    _note_told(folder, public)
+
+
+def settle(folder: Path) -> None:
+    """End a change of keys that was cut off: with the new ones if they are certified, else with the old."""
+    coming = _coming(folder)
+    if coming.certificate.exists():  # renamed last
+        for new, old in ((coming.key, tls_files(folder).key), (coming.supernode, supernode_key(folder))):
+            if new.exists():
+                new.replace(old)
+        sync_folder(folder)
+        coming.certificate.replace(tls_files(folder).certificate)
+        sync_folder(folder)
+    for left in (coming.key, coming.supernode):
+        left.unlink(missing_ok=True)
+
+
+class _Coming(NamedTuple):
+    """Files of keys and a certificate that are not in use yet."""
+
+    key: Path
+    certificate: Path
+    supernode: Path
+
+
+def _coming(folder: Path) -> _Coming:
+    return _Coming(folder / "key.next.pem", folder / "certificate.next.pem", folder / "supernode.next.key")
+
+
+def _renewed(address: str, files: TlsFiles, key: Path, supernode: bytes) -> bytes:
+    """Ask for a certificate for a key, showing the present one; returns the chain in PEM."""
     with mtls_channel(address, files) as channel, errors_from_wire():
         answer = enrolment_pb2_grpc.RenewalStub(channel).Renew(
-            enrolment_pb2.RenewRequest(csr_pem=_request(files.key), supernode_key_pem=public), timeout=TIMEOUT_S
+            enrolment_pb2.RenewRequest(csr_pem=_request(key), supernode_key_pem=supernode), timeout=TIMEOUT_S
         )
-    with write_atomically(files.certificate) as file:
-        file.write(answer.certificate_chain_pem)
-    _note_told(folder, public)
+    return answer.certificate_chain_pem
 
 
 def _keep_key(path: Path) -> None:
@@ -88,15 +143,21 @@ def _supernode_public(folder: Path, *, make: bool) -> bytes:
     if not path.exists():
         if not make:
             return b""
-        made = ec.generate_private_key(ec.SECP384R1())
-        # Flower reads OpenSSH's format alone, and from a file that nobody else may read.
-        private = made.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        with write_atomically(path, mode=0o600) as file:
-            file.write(private)
+        return _keep_supernode_key(path)
     key = serialization.load_ssh_private_key(path.read_bytes(), None)
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _keep_supernode_key(path: Path) -> bytes:
+    """Make a SuperNode's key and keep it; returns the public one, PEM."""
+    made = ec.generate_private_key(ec.SECP384R1())
+    # Flower reads OpenSSH's format alone, and from a file that nobody else may read.
+    private = made.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    with write_atomically(path, mode=0o600) as file:
+        file.write(private)
+    return made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _note_told(folder: Path, public: bytes) -> None:

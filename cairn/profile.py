@@ -31,7 +31,7 @@ def operator_channel(profile: Path) -> grpc.Channel:
     for path in (files.ca, files.certificate, files.key):
         if not path.is_file():
             raise ConfigError(f"the profile {profile} has no {path.name}; enrol, or name another with --profile")
-    return mtls_channel(_address(profile), files)
+    return mtls_channel(profile_address(profile), files)
 
 
 def write_profile(profile: Path, *, address: str | None, addresses_file: str | None = None) -> None:
@@ -41,7 +41,8 @@ def write_profile(profile: Path, *, address: str | None, addresses_file: str | N
         file.write(json.dumps({key: value for key, value in known.items() if value}, indent=2).encode() + b"\n")
 
 
-def _address(profile: Path) -> str:
+def profile_address(profile: Path) -> str:
+    """Say where the aggregator of a profile is, host:port. Raises ConfigError."""
     path = profile / "profile.json"
     try:
         known = json.loads(path.read_bytes())

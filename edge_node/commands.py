@@ -14,6 +14,7 @@ from rich.table import Table
 from cairn import invitation
 from cairn.errors import BadToken, ConfigError
 from cairn.figures import in_words
+from cairn.secrecy import keep_private, no_dumps
 from cairn.stopping import told_to_stop
 from edge_node import policy_commands
 from edge_node.privacy.commands import budget
@@ -52,10 +53,28 @@ def enrol(
     wanted = invitation.parse(_text_of(invited))
     if wanted.role != "site":
         raise BadToken(f"this invitation is for an {wanted.role}; ask for one for a site")
+    keep_private(settings.state_dir)
     enrolment.enrol(wanted, settings.identity_folder, trains=settings.training is not None)
     keep_address(settings.identity_folder, wanted.address)
     who = read_enrolled(settings.identity_folder)
     typer.echo(f"enrolled as {who.site} in {who.federation}, until {who.expires:%Y-%m-%d}")
+
+
+@app.command()
+def rotate(config: Config) -> None:
+    """Replace this site's keys by new ones and have them certified; the running service goes on, and follows.
+
+    The former certificate holds until it ends: if a key was stolen, have the operator revoke the site, and enrol again.
+    Example: `cairn edge rotate --config site.toml`
+    """
+    from cairn import enrolment  # noqa: PLC0415 - each command loads what it needs
+    from edge_node.connection import read_enrolled  # noqa: PLC0415
+
+    settings = load_settings(config)
+    who = read_enrolled(settings.identity_folder)
+    enrolment.rotate(who.address, settings.identity_folder, trains=settings.training is not None)
+    now = read_enrolled(settings.identity_folder)
+    typer.echo(f"{now.site} has new keys; the certificate holds until {now.expires:%Y-%m-%d}")
 
 
 @app.command()
@@ -86,6 +105,7 @@ def run(config: Config) -> None:
     from edge_node.status import make_log  # noqa: PLC0415
 
     settings = load_settings(config)
+    no_dumps()
     stop = told_to_stop()
     with alone(settings.state_dir):
         Node(settings, stop, make_log(sys.stderr)).run()

@@ -123,6 +123,8 @@ class Connection:
         self._pace = Pace(longest=timedelta(seconds=10))
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
         self._failures = 0
+        enrolment.settle(identity)
+        self._shown = enrolment.tls_files(identity).certificate.read_bytes()
         self._channel = mtls_channel(address, enrolment.tls_files(identity))
         self._old: list[grpc.Channel] = []
 
@@ -183,6 +185,8 @@ class Connection:
         certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         unknown = self._trains and not enrolment.supernode_known(self._identity)
+        if files.certificate.read_bytes() != self._shown:  # new keys, by `cairn edge rotate`
+            self._anew()
         if end - datetime.now(UTC) > (end - begin) / 3 and not unknown:
             return
         try:
@@ -192,7 +196,13 @@ class Connection:
         except CairnError as error:
             self._log.warning("certificate not renewed", kind=type(error).__name__)
             return
+        self._anew()
+
+    def _anew(self) -> None:
+        """Open a channel with the certificate of now, for all calls that begin from now on."""
+        files = enrolment.tls_files(self._identity)
         self._old.append(self._channel)  # a call may be about to begin on it; it is closed at the end
+        self._shown = files.certificate.read_bytes()
         self._channel = mtls_channel(self._address, files)
         self._log.info("certificate renewed")
 

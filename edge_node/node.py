@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.errors import ConfigError, IdentityError
+from cairn.secrecy import keep_private
 from edge_node import local_service
 from edge_node.approval import Offers, not_allowed, reason_against
 from edge_node.audit import AuditLog, first_broken
@@ -135,9 +136,7 @@ class Node:
             changed=self._note_plans,
             log=log,
         )
-        self._replay = ReplayTallies(
-            settings, offers=offers, outbox=outbox, board=board, sealed=self._sealed, log=log
-        )
+        self._replay = ReplayTallies(settings, offers=offers, outbox=outbox, board=board, sealed=self._sealed, log=log)
         self._training = settings.training and Training(
             Surroundings(settings, settings.training),
             board=board,
@@ -295,16 +294,6 @@ class Node:
             "changed; keep the file for whoever looks into it, and move it away to begin a new one"
         )
         self._board.problems("audit", [] if broken is None else [Problem("the audit log was changed", sentence)])
-
-
-def keep_private(folder: Path) -> None:
-    """Make a folder of which nobody but its owner can read anything, whatever lies in it. Raises ConfigError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be kept for this user alone ({error.strerror}); make it so") from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

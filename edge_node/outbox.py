@@ -68,7 +68,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folders = {state: folder / state for state in get_args(State)}
         for path in self._folders.values():
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
             for part in path.glob(".*.part"):  # left by a crash while sealing; the stage is counted again
                 part.unlink()
 

@@ -53,6 +53,10 @@ pki_dir = "pki"
 # Blobs in state_dir/blobs when not set; S3-compatible storage as s3://bucket/prefix.
 {blobs}
 
+# Blobs and checkpoints are sealed on the disk with this key: cairn aggregator at-rest key FILE makes one.
+[at_rest]
+# key_file = "/etc/cairn/at-rest.key"
+
 [limits]
 # threads = 256            # calls open at once; every connected site holds one or two
 # failed_enrolments = 10   # from one address within a minute
@@ -87,7 +91,7 @@ def initialise(
         raise ConfigError(f"{operator[:80]!r} is not a name of lower-case letters, digits and inner hyphens")
     if not addresses:
         raise ConfigError("name at least one address under which the sites reach the aggregator")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as undo:
         for name in (FILE, "cairn.db", "cairn.db-wal", "cairn.db-shm"):
             undo.callback((folder / name).unlink, missing_ok=True)

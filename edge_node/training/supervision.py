@@ -134,9 +134,12 @@ class Training:
         link.start()
         supernode.start()
         self.trainer.start(lambda: Command((*self._programs.trainer, *around.trainer(port)), environment))
+        key = around.key_stamp()
         steady = Steadiness(self._patience.steady), Steadiness(self._patience.steady)
         try:
             while not self._moved.wait(min(TICK_S, self._patience.ping)):
+                if around.key_stamp() != key:
+                    self._moved.set()  # a new key: both begin anew with it
                 self.trainer.look_after()
                 self._tell(link, supernode, steady[0].often(supernode.starts), steady[1].often(self.trainer.starts))
         finally:

@@ -60,6 +60,13 @@ class Surroundings:
             return f"the trainer that is installed has the digest {found}, which policy.apps does not list"
         return None
 
+    def key_stamp(self) -> int:
+        """Tell one key of the SuperNode from another by when its file was written."""
+        try:
+            return enrolment.supernode_key(self.settings.identity_folder).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def prepare(self) -> None:
         """Make the folders, the secret between SuperNode and trainer, and the trainer's settings."""
         for folder in (self.folder, self.settings.replay_folder, self.folder / "flower", self.folder / "site"):

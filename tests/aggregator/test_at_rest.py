@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,6 +109,11 @@ def test_a_checkpoint_is_sealed_goes_on_and_is_given_out_in_plain(tmp_path: Path
         other.load(3)
 
 
+def set_key_file(folder: Path, key: object) -> None:
+    path = folder / "aggregator.toml"
+    path.write_text(path.read_text().replace('# key_file = "/etc/cairn/at-rest.key"', f'key_file = "{key}"'))
+
+
 def said(*arguments: object, code: int = 0) -> str:
     done = CliRunner().invoke(app, [*map(str, arguments)])
     if isinstance(done.exception, CairnError):
@@ -126,8 +132,7 @@ def test_the_key_is_made_set_changed_and_never_shown(tmp_path: Path, monkeypatch
     Checkpoints(folder / "runs" / "sella-1", {}).save(checkpoint(1))
     shown = said("at-rest", "key", key)
     assert key.stat().st_mode & 0o077 == 0
-    with (folder / "aggregator.toml").open("a") as file:
-        file.write(f'\n[at_rest]\nkey_file = "{key}"\n')
+    set_key_file(folder, key)
     shown += said("at-rest", "seal", "--dir", folder)
     assert "1 blobs and 3 files of checkpoints are sealed" in shown
     first = key.read_text().strip()
@@ -162,3 +167,29 @@ def test_a_key_of_the_environment_reaches_the_trainer_and_no_list_of_processes(
     assert KEY not in " ".join(built.arguments)
     assert built.environment[VARIABLE] == KEY
     assert VARIABLE not in command._environment()
+
+
+def test_check_warns_of_what_lies_in_plain_or_open_and_ends_with_1_when_the_audit_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    folder = tmp_path / "a"
+    initialise(folder, "tissue", ["127.0.0.1:0"], NOW)
+    found = json.loads(said("check", "--dir", folder, "--json"))
+    assert [sentence for sentence in found["warnings"] if "in plain" in sentence]
+    assert not [sentence for sentence in found["warnings"] if "others of this machine" in sentence]
+    assert found["faults"] == []
+    said("at-rest", "key", folder / "at-rest.key")
+    folder.chmod(0o755)
+    text = (folder / "aggregator.toml").read_text()
+    (folder / "aggregator.toml").write_text(
+        text.replace('# key_file = "/etc/cairn/at-rest.key"', 'key_file = "at-rest.key"')
+    )
+    found = json.loads(said("check", "--dir", folder, "--json"))
+    assert [sentence for sentence in found["warnings"] if "whoever takes one takes both" in sentence]
+    assert [sentence for sentence in found["warnings"] if f"may look into {folder}; chmod 700" in sentence]
+    assert "blobs and checkpoints are sealed on the disk" in found["fine"]
+    with sqlite3.connect(folder / "cairn.db") as database:
+        database.execute("DROP TRIGGER audit_refuses_update")
+        database.execute("UPDATE audit SET actor = 'nobody' WHERE id = 1")
+    assert "it was changed" in said("check", "--dir", folder, code=1)
