@@ -138,7 +138,7 @@ class Checkpoints:
             state = json.loads((place / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(
                 Progress(**state),
-                load(self._read(number, "weights.safetensors")),
+                dict(sorted(load(self._read(number, "weights.safetensors")).items())),  # it comes in any order
                 load(self._read(number, "strategy.safetensors")),
                 self._read(number, "replay.tally"),
             )
