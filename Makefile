@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CHECKED := cairn edge_node aggregator agent_trainer deploy benchmarks
 
-.PHONY: demo test bench check clean
+.PHONY: demo test bench check locked lock audit sbom clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/cairn demo --out demo-out
@@ -21,9 +21,30 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(CHECKED)
+	$(VENV)/bin/bandit -q -c pyproject.toml -x cairn/v1 -r cairn edge_node aggregator agent_trainer deploy
 	$(VENV)/bin/lint-imports
 	cd proto && ../$(VENV)/bin/buf lint && ../$(VENV)/bin/buf breaking --against baseline.binpb
 	sh proto/check.sh
+
+# The same installation, each file compared with a hash: what a hospital that trusts no mirror runs instead.
+locked: $(VENV)/bin/python
+	$(PIP) --require-hashes -r deploy/requirements.txt
+	$(PIP) --no-deps -e .
+	touch $(VENV)/.installed $(VENV)/.installed-dev
+
+# Writes the hashes of all that constraints.txt names; needs a package index.
+lock: $(VENV)/.installed-dev
+	$(PIP) uv
+	$(VENV)/bin/uv pip compile -q pyproject.toml --extra dev --extra bench --extra gpu --extra deploy -c constraints.txt \
+	  --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o deploy/requirements.txt
+
+# Known vulnerabilities of what is installed; needs a network, and fails where a package could not be looked up.
+audit: $(VENV)/.installed-dev
+	$(PIP) -e ".[audit]"
+	$(VENV)/bin/pip-audit --local --strict --skip-editable --progress-spinner off
+
+sbom: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m deploy.sbom > sbom.json
 
 $(VENV)/bin/python:
 	sh deploy/virtual_environment.sh $(PYTHON) $(VENV)
