@@ -80,8 +80,7 @@ def ranges(
         # Just under the bin's edge, so that a norm on the edge is foreground, as the histogram has it.
         min_norm = float(np.nextafter(intensity_edges()[first], 0))
         said = f"the cut-off by the glass peak keeps {share:.1%} of the pixels that are not zero"
-    inside = unit[:, first:]
-    low, high = _spans(_standing_out(inside.sum(axis=1), noise * math.sqrt(inside.shape[1])), quantile)
+    low, high = _spans(_directions(unit, intensity, first, noise), quantile)
     return Ranges(min_norm, low, high, share, said)
 
 
@@ -91,22 +90,45 @@ def _intensity(unit: Counts, noise: float) -> Counts:
         first: Counts = unit[0].sum(axis=1)
         return first
     mean = np.rint(unit.sum(axis=(0, 2)) / len(unit)).astype(np.int64)
-    found = _standing_out(mean, noise * math.sqrt(unit.shape[2] / len(unit)))
+    found: Counts = np.where(mean >= STANDS_OUT * noise * math.sqrt(unit.shape[2] / len(unit)), mean, 0)
     if not found.any():
         raise StudyError(TOO_NOISY)
     return found
 
 
-def _standing_out(sums: Counts, noise: float) -> Counts:
-    """Take for 0 what noise alone may have made. Raises StudyError when a histogram is left with nothing."""
+def _directions(unit: Counts, intensity: Counts, first: int, noise: float) -> Counts:
+    """Return each component's histogram over the foreground; int64[D, UNIT_BINS].
+
+    Of noisy ones, the rows that hold pixels, and the narrowest blocks of bins that together stand out with nearly all
+    of these pixels, each block's spread evenly; what does not stand out is taken for empty.
+    """
     if not noise:
-        return sums
-    found: Counts = np.where(sums >= STANDS_OUT * noise, sums, 0)
-    if sums.ndim > 1 and not found.any(axis=-1).all():
+        every: Counts = unit[:, first:].sum(axis=1)
+        return every
+    rows = first + np.flatnonzero(intensity[first:])
+    sums, total = unit[:, rows].sum(axis=1), int(intensity[rows].sum())
+    spread = noise * math.sqrt(len(rows))
+    return np.stack([_standing_out(one, spread, total) for one in sums])
+
+
+def _standing_out(histogram: Counts, noise: float, total: int) -> Counts:
+    """Find the blocks of one noisy histogram that stand out. Raises StudyError when they hold less than half."""
+    best, most = histogram, 0.0
+    for bins in BLOCKS:
+        blocks = histogram.reshape(-1, bins).sum(axis=1)
+        blocks[blocks < STANDS_OUT * noise * math.sqrt(bins)] = 0
+        share = float(blocks.sum()) / total
+        if share > most:
+            best, most = np.repeat(blocks // bins, bins), share
+        if share >= NEARLY_ALL:
+            break
+    if most < 0.5:
         raise StudyError(TOO_NOISY)
-    return found
+    return best
 
 
+BLOCKS = (1, 2, 4, 8, 16, 32, 64)
+NEARLY_ALL = 0.95
 TOO_NOISY = (
     "no pixels stand out of the noise; a larger ε, a smaller unit, more images or fewer components of the projection "
     "would let them"

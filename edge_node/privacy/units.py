@@ -18,7 +18,7 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from cairn.hashing import mix, place
 from cairn.images import Tile
@@ -74,6 +74,7 @@ class UnitCounter:
         self._codebook = Codebook(stage, kernels) if isinstance(stage, CodebookPlan) else None
         self._unit = self._image = _Sample(terms.most_pixels)
         self._salt = np.uint64(0)
+        self._libraries = ThreadpoolController()  # found once: looking for them takes longer than a small image
 
     @contextmanager
     def unit(self) -> Iterator[None]:
@@ -84,7 +85,7 @@ class UnitCounter:
         if values is None:
             return
         n = values.shape[1]
-        with threadpool_limits(1, "blas"):
+        with self._libraries.limit(limits=1, user_api="blas"):
             n = thinned(self._stage, self._kernels, self._levels(values), self._terms.clip)
         with self._counter.image():
             self._counter.add([Tile(0, 0, 0, np.ascontiguousarray(values[:, None, :n]))])
@@ -105,7 +106,7 @@ class UnitCounter:
     def add(self, tiles: Iterable[Tile], labelled: Labelled | None = None) -> int:
         """Sample tiles, inside a block of `image`; returns pixels seen. Raises as `Counter.add` does."""
         seen = 0
-        with threadpool_limits(1, "blas"):
+        with self._libraries.limit(limits=1, user_api="blas"):
             for tile in tiles:
                 bands = len(tile.values)
                 values = tile.values.reshape(bands, -1)
