@@ -45,7 +45,7 @@ def test_a_full_disk_at_a_site_is_said_there_and_the_study_waits_for_room(small:
     state = small.running.site_folder("site-1") / "state"
     eventually(small, "the sites", lambda: all(status(small, site)["connected"] for site in small.running.sites))
     fill(state)
-    small.create(study_of(tissue, "site-full"))
+    small.create(study_of(tissue, "site-full", masking="off"))
     fingerprint, _ = small.plans("site-full")["moments", 0]
 
     def said() -> str:
@@ -70,7 +70,7 @@ def test_a_full_disk_at_the_aggregator_is_said_and_the_uploads_wait_for_room(sma
         create_many(small, tissue)
     make_room(small.running.state)
 
-    small.create(study_of(tissue, "aggregator-full"))
+    small.create(study_of(tissue, "aggregator-full", masking="off"))
     fill(small.running.state)
 
     def said() -> str:
