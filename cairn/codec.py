@@ -269,7 +269,11 @@ def read_tables(
         dtype = np.dtype(head.dtype)
         shape = [int(n) for n in head.shape]
         size = math.prod(shape) * dtype.itemsize
-        raw = buffers[turn % len(buffers)][:size] if buffers else np.empty(size, np.uint8)
+        try:
+            raw = buffers[turn % len(buffers)][:size] if buffers else np.empty(size, np.uint8)
+            raw.view(dtype).reshape(shape)
+        except (ValueError, MemoryError) as error:  # a damaged header, where no plan says how large tables are
+            raise ChecksumMismatch(f"table {head.name!r} is said to be of {size} bytes; send it again") from error
         whole = read(file, head.stored_size, raw.view(dtype))
         if not whole or (hashed and hashlib.sha256(raw.data).digest() != head.sha256):
             raise ChecksumMismatch(
