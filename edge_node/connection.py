@@ -154,6 +154,11 @@ class Connection:
                 if not self._stop.is_set():
                     self._watch_once(offered)
 
+    def follow(self) -> None:
+        """Show the certificate of now at all calls from now on, if it is another: `cairn edge rotate` made new keys."""
+        if enrolment.tls_files(self._identity).certificate.read_bytes() != self._shown:
+            self._anew()
+
     def answer(self, fingerprint: bytes, reason: str | None) -> None:
         """Say that the site takes part in a plan, or why not. Raises CairnError."""
         request = plans_pb2.AnswerRequest(fingerprint=fingerprint, accepted=reason is None, reason=reason or "")
@@ -185,8 +190,6 @@ class Connection:
         certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         unknown = self._trains and not enrolment.supernode_known(self._identity)
-        if files.certificate.read_bytes() != self._shown:  # new keys, by `cairn edge rotate`
-            self._anew()
         if end - datetime.now(UTC) > (end - begin) / 3 and not unknown:
             return
         try:

@@ -212,10 +212,11 @@ class Node:
                 self._stop.set()
 
     def _heed(self, halt: threading.Event) -> None:
-        """Follow what people decide, within a second, until `halt` is set."""
+        """Follow what people decide, and new keys, within a second, until `halt` is set."""
         path = self._settings.state_dir / DECISIONS
         seen = _stamp(path)
         while not halt.wait(LOOK_S):
+            self._connection.follow()
             if (now := _stamp(path)) != seen:
                 seen = now
                 self._offers.reconsider()

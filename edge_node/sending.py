@@ -85,6 +85,7 @@ class Sending:
             if isinstance(outcome, Shut):
                 if outcome.final:
                     self._offers.refuse(sealed.fingerprint, outcome.sentence)
+                    self._outbox.move(sealed, "parked")
                 kept.append(outcome)
                 continue
             if outcome == "sent":

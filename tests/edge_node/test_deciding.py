@@ -8,9 +8,11 @@ from datetime import datetime
 
 import httpx
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from cairn import chain, codec
+from cairn.enrolment import tls_files
 from cairn.errors import ConfigError, PolicyError
 from cairn.plan import Plan
 from edge_node import audit
@@ -44,7 +46,7 @@ def running(settings):
     thread = threading.Thread(target=Node(settings, stop, make_log(log)).run)
     thread.start()
     wait_until(lambda: "edge node runs" in log.getvalue(), "the service")
-    yield
+    yield log
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
@@ -152,3 +154,17 @@ def test_the_audit_log_is_verified_and_exported_as_it_is(site, middle):
     log.write_bytes(b"\n".join([lines[0], lines[2]]) + b"\n")
     assert "line 2 of 2 does not follow" in said(site, "audit", "verify", code=1)
     assert chain.verify(lines).whole
+
+
+def test_with_new_keys_the_running_service_goes_on_and_shows_them_from_then_on(site, middle):
+    settings = write_settings(site)
+    with running(settings) as log:
+        wait_until(lambda: middle.watching == 1, "the site connected")
+        assert "alpha has new keys" in said(site, "rotate")
+        files = tls_files(settings.identity_folder)
+        serial = x509.load_pem_x509_certificate(files.certificate.read_bytes()).serial_number
+        wait_until(lambda: "certificate renewed" in log.getvalue(), "the new certificate")
+        assert middle.watching == 1
+        [of] = middle.publish(plan_of("lung"))
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+        assert serial in middle.serials

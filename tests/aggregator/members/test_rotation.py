@@ -1,10 +1,12 @@
 """New keys without a pause: certificates' and SuperNodes', and killed anywhere on the way."""
 
+import base64
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aggregator.commands import renew as renew_operator
@@ -14,6 +16,7 @@ from cairn import enrolment
 from cairn.errors import Revoked
 from cairn.profile import operator_channel
 from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel
+from cairn.v1 import enrolment_pb2
 
 
 def is_well(address: str, files: TlsFiles) -> None:
@@ -117,3 +120,15 @@ def test_an_operator_renews_its_own_credentials(running) -> None:
     assert public(running.profile / "key.pem") != before
     with operator_channel(running.profile) as channel, errors_from_wire():
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+
+
+def test_what_is_sent_to_be_certified_holds_the_public_key_and_nothing_of_the_private_one(north) -> None:
+    key = serialization.load_pem_private_key(north.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    sent = enrolment_pb2.EnrolRequest(token="a", csr_pem=enrolment._request(north.key)).SerializeToString()
+    der = x509.load_pem_x509_csr(enrolment._request(north.key)).public_bytes(serialization.Encoding.DER)
+    point = key.public_key().public_numbers()
+    assert point.x.to_bytes(32, "big") in der
+    secret = key.private_numbers().private_value.to_bytes(32, "big")
+    for form in (secret, base64.b64encode(secret)[2:-4], north.key.read_bytes().splitlines()[1]):
+        assert form not in sent + der
