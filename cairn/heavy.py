@@ -291,7 +291,8 @@ class _Search:
         self.budget = [BEAM * max(k, 1)] * (len(self.bits) - 1)
         # Without sketches the dense table holds whole keys, and a noisy cell is shown only where it stands out.
         floor = 0 if stage.sketch_bits else self.least - 1
-        dense = np.flatnonzero(tables["dense"] > floor)
+        inside = ((self.size - 1) >> (self.bits[-1] - self.bits[0])) + 1  # noise is over the prefixes of no key too
+        dense = np.flatnonzero(tables["dense"][:inside] > floor)
         nothing = np.empty(0, np.uint64), np.empty(0, np.int64)
         self.open: list[tuple[Keys, Counts]] = [nothing for _ in self.bits]
         self.open[0] = dense.astype(np.uint64), tables["dense"][dense]

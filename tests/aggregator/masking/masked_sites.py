@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select
 
 from aggregator import database, tables
+from aggregator.intake.uploads import MESSAGE
 from aggregator.masking.service import view
 from aggregator.members import enrolment_service, pki
 from cairn import codec
@@ -139,7 +140,10 @@ class Site:
         plan, name = words.fingerprint.hex(), words.digest().hex()
         at = uploads.query(plan, self.name, name)
         if not at.complete:
-            uploads.finish(plan, self.name, at.size, data[at.size :], name, receipt)
+            first = max(at.size, len(data) - MESSAGE)
+            for begin in range(at.size, first, MESSAGE):
+                uploads.append(plan, self.name, begin, data[begin : min(begin + MESSAGE, first)])
+            uploads.finish(plan, self.name, first, data[first:], name, receipt)
         return True
 
 

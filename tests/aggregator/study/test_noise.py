@@ -10,9 +10,11 @@ from aggregator.study.studies import PRIVACY_SHARES, as_published, moments_plan
 from cairn.errors import StudyError
 from cairn.heavy import KeyCounter
 from cairn.moments import second_moment, split
-from cairn.pixels import INTENSITY_BINS, UNIT_BINS
+from cairn.pixels import INTENSITY_BINS, UNIT_BINS, Quantiser
+from cairn.plan import CountsPlan, prefix_levels
 from cairn.privacy.noise import discrete_gaussian
 from cairn.ranges import ranges
+from cairn.sketch import SketchSpec
 from cairn.tally import zeros
 from tests.aggregator.simulated import NUMPY, spec
 from tests.aggregator.study.test_recovery import QUANTISER, counts_plan, recovery_plan
@@ -81,6 +83,14 @@ def test_heavy_keys_are_found_under_noise_in_every_table() -> None:
         table += noise(table.shape, 40.0 if name == "dense" else 90.0)
     found = candidates(tables, stage, 40, NUMPY, 1, 40.0)
     assert set(heavy.tolist()) <= set(found.keys.tolist())
+
+
+def test_noise_over_cells_of_no_key_makes_no_candidate() -> None:
+    narrow = Quantiser(QUANTISER.pixels, QUANTISER.projection[:2], 0.5, np.zeros(2), np.ones(2), 6)
+    stage = CountsPlan(narrow, SketchSpec(5, 64, bytes(32)), *prefix_levels(narrow.keyspace))
+    tables = zeros(stage)
+    tables["dense"] += 1000  # 64 cells, of which 36 are keys
+    assert candidates(tables, stage, 60, NUMPY, 1, 10.0).keys.max() == 35
 
 
 def test_a_candidate_without_hope_of_the_least_count_goes_to_no_site() -> None:
