@@ -21,7 +21,7 @@ from agent_trainer.rounds.bounds import bounded, noised
 from agent_trainer.rounds.server_app import Outcome
 from agent_trainer.rounds.wire import EXAMPLES, Order, read_without_weights
 from cairn.codec import decode_plan, encode_plan
-from cairn.errors import MaskingError, PlanMismatch, TooFewSites, TooFewSurvivors, TrainingError
+from cairn.errors import MaskingError, PlanMismatch, TooFewSites, TrainingError
 from cairn.figures import IMAGES
 from cairn.files import write_atomically
 from cairn.masking.fixed_point import FixedPoint
@@ -38,7 +38,7 @@ class Desk(Protocol):
     """What masked rounds need of the aggregator."""
 
     def sum(self, fingerprint: bytes, sites: Sequence[str], patience: timedelta) -> tuple[Tally, list[str]]:
-        """Take a masked sum to its end; returns it with the sites in it. Raises TooFewSurvivors."""
+        """Take a masked sum to its end; returns it with the sites in it. Raises MaskingError."""
 
     def log(self, text: str) -> None:
         """Note a line in the run's log."""
@@ -101,7 +101,7 @@ class MaskedRounds:
                 noised(cells[:-1], 2.0**-FORM.fraction_bits, self._spec.norm_bound, self._spec.noise)
                 cells[-1] = asked
             moved, examples = decoded(plan, cells)
-        except (TooFewSurvivors, PlanMismatch) as error:
+        except (MaskingError, PlanMismatch) as error:
             self._lost += 1
             self._desk.log(f"{error}; the weights stay as they are and the run goes on")
             if self._lost == LOST:

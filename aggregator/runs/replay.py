@@ -21,7 +21,7 @@ from aggregator.study.board import Board
 from aggregator.study.records import publish
 from aggregator.telemetry import Metrics
 from cairn import codec
-from cairn.errors import PlanError, TooFewSurvivors, UnknownPlan, Unreachable
+from cairn.errors import MaskingError, PlanError, PlanMismatch, UnknownPlan, Unreachable
 from cairn.plan import ReplayPlan, ReplayRangesPlan, RunStage, UpdatePlan, fingerprint
 
 LONGEST: Final = timedelta(days=30)  # that a plan may be open
@@ -102,7 +102,7 @@ class ReplayPlans:
         patience  of a masked plan also for each step of its sum
         active    tells whether the caller is there
         Raises UnknownPlan, StorageFull; Unreachable when the caller is gone or the aggregator stops: nothing is closed;
-        TooFewSurvivors when a masked sum is lost: then the plan is closed without one.
+        MaskingError when a masked sum is lost: then the plan is closed without one.
         """
         if codec.decode_plan(self._find(plan).published).secrecy is not None:
             self._sum(plan, sites, patience, active)
@@ -122,7 +122,7 @@ class ReplayPlans:
             return list(session.get_one(tables.Plan, plan).sites_expected or [])
 
     def _sum(self, plan: str, sites: Sequence[str], patience: timedelta, active: Callable[[], bool]) -> None:
-        """Take a masked sum to its end, one attempt. Raises TooFewSurvivors, Unreachable."""
+        """Take a masked sum to its end, one attempt. Raises MaskingError, Unreachable."""
         row, deadline = self._find(plan), self._now() + patience
         while row.state == "open":
             with database.reading(self._engine) as session:
@@ -134,9 +134,9 @@ class ReplayPlans:
             try:
                 with self._merging:
                     turn = self._sums.turn(row, wanted)
-            except TooFewSurvivors as error:
+            except (MaskingError, PlanMismatch) as error:  # too few sites, or one that dealt or added what is false
                 self._close(plan)
-                raise TooFewSurvivors(f"the masked sum of {row.study}, round {row.window} is lost: {error}") from error
+                raise MaskingError(f"the masked sum of {row.study}, round {row.window} is lost: {error}") from error
             if turn.merged:
                 self._uploads.forget(plan)
                 self._board.refresh()
@@ -146,7 +146,7 @@ class ReplayPlans:
                 self._check_wanted(active)
             row = self._find(plan)
         if row.state != "done":
-            raise TooFewSurvivors(f"the masked sum of {row.study}, round {row.window} was lost before")
+            raise MaskingError(f"the masked sum of {row.study}, round {row.window} was lost before")
 
     def _check_wanted(self, active: Callable[[], bool]) -> None:
         if self._bell.stopped or not active():

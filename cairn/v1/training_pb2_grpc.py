@@ -532,7 +532,7 @@ class TrainingServicer:
     def MergeReplay(self, request, context):
         """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
         `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
-        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
+        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, MaskingError.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -178,7 +178,7 @@ class TrainingStub:
     MergeReplay: _grpc.UnaryStreamMultiCallable[_training_pb2.MergeReplayRequest, _training_pb2.MergeReplayResponse]
     """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
     `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
-    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
+    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, MaskingError.
     """
     ReportRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportRunRequest, _training_pb2.ReportRunResponse]
     """Notes a round, a line of the log, or the run's end; tells whether a person has asked the run to stop."""
@@ -203,7 +203,7 @@ class TrainingAsyncStub(TrainingStub):
     MergeReplay: _aio.UnaryStreamMultiCallable[_training_pb2.MergeReplayRequest, _training_pb2.MergeReplayResponse]  # type: ignore[assignment]
     """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
     `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
-    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
+    to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, MaskingError.
     """
     ReportRun: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportRunRequest, _training_pb2.ReportRunResponse]  # type: ignore[assignment]
     """Notes a round, a line of the log, or the run's end; tells whether a person has asked the run to stop."""
@@ -255,7 +255,7 @@ class TrainingServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_training_pb2.MergeReplayResponse], _abc.AsyncIterator[_training_pb2.MergeReplayResponse]]:
         """Closes a replay plan, merges the uploads that are in the ledger and streams the merged tally file. Waits up to
         `patience` for the sites named. Again: the same bytes. Of a masked plan, or one of updates, the masked sum is taken
-        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, TooFewSurvivors.
+        to its end first, each step of it waiting up to `patience`. Errors: UnknownPlan, MaskingError.
         """
 
     @_abc_1.abstractmethod

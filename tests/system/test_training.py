@@ -141,6 +141,35 @@ def test_the_merged_replay_is_the_sum_of_what_the_sites_counted_themselves(
     assert found[3] == steps[3]
 
 
+def test_a_masked_round_leaves_the_aggregator_sums_alone(seen: Observed) -> None:
+    options = ("--rounds", 1, "--min-sites", 3, "--json")
+    told = json.loads(train(seen, "open-masked", *options, masking="on"))
+    assert told["summary"]["state"] == "done", log_of(seen, "open-masked")
+    (one,) = told["rounds"]
+    assert {site["site"]: site["state"] for site in one["sites"]} == TRAINED
+    assert all("examples" not in site["metrics"] and site["metrics"]["loss"] > 0 for site in one["sites"])
+    assert one["metrics"]["examples"] >= len(SITES)
+    cells = seen.merged("open-masked", "replay_ranges", 1)["transitions"]
+    assert int(cells[0]) == sum(site["metrics"]["steps"] for site in one["sites"])
+    made = load_file(seen.running.state / "runs" / "open-masked" / "round-000001" / "weights.safetensors")
+    numbers = sum(array.size for array in made.values())
+    for (stage, _), (fingerprint, plan) in seen.plans("open-masked").items():
+        assert plan.secrecy is not None
+        rows = seen.uploads(fingerprint)
+        assert sorted(row.site for row in rows) == sorted(SITES)
+        for row in rows:
+            with seen.store().open(row.digest) as file:
+                words = np.frombuffer(file.read(), "<u8")
+            assert len(words) == plan.cells
+            assert stage != "update" or len(words) == numbers + 1
+            # Small counts and changes would leave the highest byte 0 or 255.
+            assert np.isin(words >> 56, (0, 255)).mean() < 0.05
+    for site in SITES:
+        lines = [line for line in audit_lines(seen, site) if line["study"] == "open-masked"]
+        assert "update" not in {line["event"] for line in lines}
+        assert sum(line["what"] == "masked tally of update" and line["event"] == "tally" for line in lines) == 1
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_a_sites_audit_log_has_a_line_for_every_update_and_tally_that_left(
     site: str, seen: Observed, whole: dict[str, Any]

@@ -101,10 +101,11 @@ def cairn(seen: Observed, *arguments: object) -> str:
     return run([*map(str, arguments), "--profile", str(seen.running.profile)], timeout_s=PATIENCE_S)
 
 
-def train(seen: Observed, name: str, *arguments: object, **settings: Any) -> str:
+def train(seen: Observed, name: str, *arguments: object, masking: str = "off", **settings: Any) -> str:
     """Ask for a run by `cairn train dqn` and watch it; returns what it printed."""
     config = seen.running.folder / f"{name}.toml"
-    values = {"round_deadline": DEADLINE_S, "masking": "off", "settings": {**SMALL, "tasks": ["liver"], **settings}}
+    values = {"round_deadline": DEADLINE_S, "masking": masking, "masking_patience": DEADLINE_S}
+    values["settings"] = {**SMALL, "tasks": ["liver"], **settings}
     config.write_text(tomli_w.dumps(values))
     return cairn(seen, "train", "dqn", name, "--config", config, *arguments)
 

@@ -11,6 +11,7 @@ from agent_trainer.rounds.wire import Order
 from cairn.codec import encode_plan
 from cairn.errors import PlanMismatch
 from cairn.plan import Plan, Secrecy, UpdatePlan, fingerprint
+from cairn.tally import Tally
 from tests.agent_trainer.rounds.masked import MaskedFederation
 from tests.agent_trainer.rounds.test_run import begin, play, post, spec, weights_of
 from tests.aggregator.conftest import Clock, clock  # noqa: F401 - a fixture
@@ -125,6 +126,14 @@ def test_rounds_go_on_whoever_is_lost_and_the_aggregator_sees_noise(tmp_path, cl
     assert report.number == 4
     play(middle, grid, sites)
     assert not first & set(federation.blobs()), "masked words and sums of rounds long past take no room"
+
+    federation.sites.sites["site-2"].tally = lambda plan, of: Tally(
+        bytes.fromhex(of), {"update": np.full(SIZE + 1, 2**60)}
+    )
+    before = weights_of(tmp_path)
+    (report,) = play(middle, grid, sites)
+    np.testing.assert_array_equal(weights_of(tmp_path), before)
+    assert "holds cells from" in federation.lines[-1], "a site that adds what no update is costs the round, not the run"
 
 
 def check_noise(federation):
