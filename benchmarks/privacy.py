@@ -302,7 +302,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     again = sum(values[f"privacy/exact/seed_{seed}/rand"] for seed in SEEDS) / len(SEEDS)
     panels[2].axhline(again, color="#718096", linestyle="--", linewidth=1)
-    panels[2].text(1, again + 0.02, "exact, another seed", fontsize=8, color="#718096")
+    panels[2].text(16, again + 0.02, "exact, another seed", fontsize=8, color="#718096", ha="right")
     panels[0].legend(title="protects", loc="lower right", fontsize=9)
     figure.savefig(path, dpi=130)
 
