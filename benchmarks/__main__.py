@@ -24,6 +24,8 @@ MODULES = {
     "apga": "benchmarks.apga",
     "search": "benchmarks.search",
     "segmentation": "benchmarks.segmentation",
+    "streams": "benchmarks.streams",
+    "poisoned": "benchmarks.poisoned",
     "privacy": "benchmarks.privacy",
     "masking": "benchmarks.masking",
 }

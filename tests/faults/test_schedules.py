@@ -1,12 +1,15 @@
 """Seeded schedules of faults; two thousand were run once (docs/RELIABILITY.md), a few dozen run here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
 from aggregator import database
+from aggregator.intake.merging import load_merged
 from aggregator.tables import Merge
+from cairn import codec
 from tests.aggregator.conftest import Clock
 from tests.aggregator.masking.masked_sites import Sites
 from tests.aggregator.simulated import Federation, spec
@@ -69,3 +72,50 @@ def test_a_session_in_which_nobody_dealt_in_time_is_given_up_and_tried_again(gro
             return rows.get(Merge, plan.fingerprint) is not None
 
     sites.until(merged)
+
+
+class Gone(Exception):
+    """Site and aggregator are killed, and the answer with them."""
+
+
+def test_a_masked_sum_is_exact_when_both_ends_are_killed_after_every_single_message(ground: Ground) -> None:
+    folder = ground.cleared()
+    federation = Federation(ground.engine, folder / "aggregator", Clock(datetime.now(UTC)))
+    sites = Sites(federation, masked.NAMES, folder)
+    federation.create(spec(min_sites=3, masking="on", min_count=1))
+    killed = set()
+
+    def dying(name: str, send: Callable[..., object]) -> Callable[..., object]:
+        def sending(*message: object) -> object:
+            taken = send(*message)
+            kind = message[0] if isinstance(message[0], str) else "words"
+            if (name, kind) not in killed:
+                killed.add((name, kind))
+                raise Gone
+            return taken
+
+        return sending
+
+    for name, site in sites.sites.items():
+        site._send, site._words = dying(name, site._send), dying(name, site._words)  # type: ignore[method-assign]
+        site.restart()
+    plan = federation.open_plan()
+    assert plan is not None
+    for _ in range(60):
+        for site in sites.sites.values():
+            try:
+                site.look()
+            except Gone:
+                site.restart()
+                federation.reopen()
+        federation.coordinator.turn()
+        with database.reading(federation.engine) as rows:
+            if (merge := rows.get(Merge, plan.fingerprint)) is not None:
+                break
+    assert merge is not None
+    assert killed == {(n, kind) for n in masked.NAMES for kind in ("Advertise", "Deal", "words", "Vote", "Reveal")}
+    decoded = codec.decode_plan(plan.published)
+    found = load_merged(federation.store, merge.digest, plan.fingerprint, decoded.stage).tables
+    for table, cells in found.items():
+        tallies = [site.tally(decoded, plan.fingerprint).tables[table] for site in sites.sites.values()]
+        np.testing.assert_array_equal(cells, sum(tallies), err_msg=table)

@@ -1,0 +1,198 @@
+"""A thousand uploads that never end and 500 connections that never begin, and one honest site among them.
+
+A real aggregator process with mutual TLS on the loopback. 63 sites keep 16 upload streams open each, one a study, and
+send a kilobyte every few seconds; 500 TCP connections send a byte of a TLS hello now and then. Meanwhile an honest site
+asks and sends 64 KiB, again and again; its calls are timed. Resident memory is the aggregator's.
+"""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from aggregator import database, tables
+from aggregator.members import enrolment_service, pki
+from aggregator.members.initialise import initialise
+from aggregator.settings import load_settings
+from aggregator.study.messages import spec_message
+from cairn.profile import operator_channel
+from cairn.rpc import CLIENT_OPTIONS
+from cairn.study import StudySpec
+from cairn.v1 import operations_pb2, operations_pb2_grpc, tallies_pb2, tallies_pb2_grpc
+
+SITES, STUDIES, SLOW, HONEST = 63, 16, 500, 100
+MESSAGE, PART = b"\xff" * 1024, b"\x01" * (64 << 10)
+PAUSE_S = 5.0
+QUIET_S = 60.0  # for everything to be open
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Measure the honest site alone, then among the others; and the aggregator's memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from asyncio.run(_measure(Path(folder)))
+
+
+async def _measure(folder: Path) -> list[dict[str, Any]]:
+    initialise(folder / "a", "streams", ["127.0.0.1:0"], datetime.now(UTC))
+    settings = folder / "a" / "aggregator.toml"
+    text, limits, rest = settings.read_text().partition("[limits]\n")
+    settings.write_text(text + limits + "threads = 1200\n" + rest.replace("\nthreads", "\n# threads"))
+    members = _members(folder / "a", [f"site-{n}" for n in range(SITES)] + ["honest"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cairn", "aggregator", "serve", "--dir", str(folder / "a")], stderr=subprocess.DEVNULL
+    )
+    try:
+        address = _address(folder / "a", process)
+        plans = _studies(folder / "a")
+        memory = psutil.Process(process.pid)
+        honest = grpc.aio.secure_channel(address, members.pop("honest"), options=CLIENT_OPTIONS)
+        alone = await _honest(honest, plans[0])
+        before = memory.memory_info().rss
+        channels = {
+            name: grpc.aio.secure_channel(address, key, options=CLIENT_OPTIONS) for name, key in members.items()
+        }
+        counted = {"open": 0, "slow": 0}
+        tasks = [
+            asyncio.create_task(_endless(channel, plan, counted)) for channel in channels.values() for plan in plans
+        ]
+        host, _, port = address.rpartition(":")
+        tasks += [asyncio.create_task(_slow(host, int(port), counted)) for _ in range(SLOW)]
+        deadline = time.monotonic() + QUIET_S
+        while counted["open"] < SITES * STUDIES and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        among = await _honest(honest, plans[0])
+        during = memory.memory_info().rss
+        threads = memory.num_threads()
+        seen = dict(counted)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for channel in [honest, *channels.values()]:
+            await channel.close(None)
+        return [
+            _line("streams/open", seen["open"], "upload streams"),
+            _line("streams/slow", seen["slow"], "connections without a handshake"),
+            *(_line(f"streams/refused/{why}", n, "times") for why, n in seen.items() if why not in {"open", "slow"}),
+            *(_line(f"streams/alone/{name}", value, "ms") for name, value in alone.items()),
+            *(_line(f"streams/among/{name}", value, "ms") for name, value in among.items()),
+            _line("streams/memory/before", before / 1e6, "MB"),
+            _line("streams/memory/during", during / 1e6, "MB"),
+            _line("streams/threads", threads, "threads"),
+        ]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _line(name: str, value: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 1), "unit": unit, "ratio": None, "against": None}
+
+
+def _members(folder: Path, names: list[str]) -> dict[str, grpc.ChannelCredentials]:
+    """Make sites members past the enrolment, which is not what is measured."""
+    settings = load_settings(folder / "aggregator.toml")
+    authority = pki.load_authority(settings.federation, settings.pki_dir)
+    engine, now, made = database.open_database(settings.database_url), datetime.now(UTC), {}
+    with database.writing(engine) as rows:
+        for name in names:
+            key = ec.generate_private_key(ec.SECP256R1())
+            member = tables.Member(name=name, role="site", state="enrolled", invited_at=now, problems=[])
+            rows.add(member)
+            rows.flush()
+            chain = enrolment_service.certify(rows, authority, member, key.public_key(), now)
+            made[name] = grpc.ssl_channel_credentials(authority.certificate_pem, pki.private_pem(key), chain)
+    engine.dispose()
+    return made
+
+
+def _address(folder: Path, process: "subprocess.Popen[bytes]") -> str:
+    tick = threading.Event()
+    while not (folder / "addresses.json").exists():
+        assert process.poll() is None
+        tick.wait(0.1)
+    return str(json.loads((folder / "addresses.json").read_text())["address"])
+
+
+def _studies(folder: Path) -> list[bytes]:
+    """Open studies; returns the fingerprints of their first plans."""
+    bands = tuple(f"band{number}" for number in range(128))
+    with operator_channel(folder / "operator") as channel:
+        stub = operations_pb2_grpc.StudiesStub(channel)
+        for number in range(STUDIES):
+            spec = StudySpec(name=f"study-{number}", bands=bands, min_sites=SITES, masking="off")
+            stub.CreateStudy(operations_pb2.CreateStudyRequest(spec=spec_message(spec)), timeout=60)
+    engine = database.open_database(load_settings(folder / "aggregator.toml").database_url)
+    with database.reading(engine) as rows:
+        found = [bytes.fromhex(plan.fingerprint) for plan in rows.query(tables.Plan)]
+    engine.dispose()
+    return found
+
+
+async def _endless(channel: grpc.aio.Channel, plan: bytes, counted: dict[str, int]) -> None:
+    """Upload and never end."""
+    stub: Any = tallies_pb2_grpc.TalliesStub(channel)
+    digest, begun = np.random.default_rng().bytes(32), 0
+
+    async def messages() -> AsyncIterator[tallies_pb2.UploadRequest]:
+        nonlocal begun
+        for number in range(150):
+            yield tallies_pb2.UploadRequest(fingerprint=plan, offset=number * len(MESSAGE), data=MESSAGE)
+            if number == 0:
+                begun, counted["open"] = 1, counted["open"] + 1
+            await asyncio.sleep(PAUSE_S)
+
+    while True:
+        begun = 0
+        try:
+            await stub.QueryUpload(tallies_pb2.QueryUploadRequest(fingerprint=plan, digest=digest), timeout=120)
+            await stub.Upload(messages())
+        except grpc.aio.AioRpcError as error:
+            counted["open"] -= begun > 0
+            counted[str(error.details())[:40]] = counted.get(str(error.details())[:40], 0) + 1
+            await asyncio.sleep(PAUSE_S)
+
+
+async def _slow(host: str, port: int, counted: dict[str, int]) -> None:
+    """Begin a TLS handshake and never come to its end."""
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection(host, port)
+        counted["slow"] += 1
+        try:
+            for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            counted["slow"] -= 1
+            writer.close()
+
+
+async def _honest(channel: grpc.aio.Channel, plan: bytes) -> dict[str, float]:
+    """Time an honest site's uploads of 64 KiB; milliseconds."""
+    stub: Any = tallies_pb2_grpc.TalliesStub(channel)
+    took = []
+    for number in range(HONEST):
+        digest = number.to_bytes(32, "big")
+
+        async def messages() -> AsyncIterator[tallies_pb2.UploadRequest]:
+            yield tallies_pb2.UploadRequest(fingerprint=plan, data=PART)
+
+        began = time.perf_counter()
+        await stub.QueryUpload(tallies_pb2.QueryUploadRequest(fingerprint=plan, digest=digest), timeout=60)
+        answer = await stub.Upload(messages(), timeout=60)
+        assert answer.committed_size == len(PART)
+        took.append(1000 * (time.perf_counter() - began))
+    return {f"p{q}": float(np.percentile(took, q)) for q in (50, 99)}
