@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from agent_trainer.rounds.run import RoundReport
+from agent_trainer.rounds.reports import RoundReport
 from cairn import codec
 from cairn.errors import Unreachable
 from cairn.rpc import errors_from_wire

@@ -25,7 +25,8 @@ from agent_trainer.rounds.desk import GrpcDesk
 from agent_trainer.rounds.flower import Control, Link
 from agent_trainer.rounds.grid import server_task
 from agent_trainer.rounds.layout import check_finite, check_layout, flatten, layout_of
-from agent_trainer.rounds.run import Desk, RoundReport, Run
+from agent_trainer.rounds.reports import RoundReport
+from agent_trainer.rounds.run import Desk, Run
 from agent_trainer.rounds.search_run import SearchRun
 from agent_trainer.rounds.tracking import Tracker
 from agent_trainer.rounds.words import Words

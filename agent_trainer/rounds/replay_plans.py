@@ -5,9 +5,12 @@ Every later round: the keys of the new transitions, in one count sketch; the mer
 """
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent_trainer.config import DqnConfig
+from cairn import codec
 from cairn.codec import decode_plan, encode_plan
 from cairn.errors import PlanMismatch
 from cairn.plan import Plan, ReplayPlan, ReplayRangesPlan, Secrecy
@@ -74,3 +77,17 @@ class ReplayPlans:
         coder = TransitionCoder(config.pool, thresholds, len(config.tasks), config.actions, config.reward_edges)
         seed = hashlib.sha256(f"cairn replay sketch of {self.run}".encode()).digest()
         return ReplayPlan(coder, SketchSpec(config.sketch_depth, config.sketch_width, seed))
+
+
+def written(tally: Tally) -> bytes:
+    """Write a tally as the bytes of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        codec.write_tally(Path(folder) / "counts.tally", tally)
+        return (Path(folder) / "counts.tally").read_bytes()
+
+
+def read(content: bytes) -> Tally:
+    """Read a tally from the bytes of its file. Raises ChecksumMismatch, PlanMismatch."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "counts.tally").write_bytes(content)
+        return codec.read_tally(Path(folder) / "counts.tally")

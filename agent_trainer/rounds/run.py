@@ -1,12 +1,10 @@
 """A run at the middle, round after round, with a checkpoint behind each: the loop that `middle` drives."""
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from flwr.app import Message, RecordDict
 
@@ -16,7 +14,15 @@ from agent_trainer.rounds import layout as lay
 from agent_trainer.rounds.bounds import plain_updates, promise
 from agent_trainer.rounds.checkpoints import Checkpoint, Checkpoints, Progress
 from agent_trainer.rounds.masked_updates import MaskedRounds, left_out, secrecy_of
-from agent_trainer.rounds.replay_plans import ReplayPlans
+from agent_trainer.rounds.replay_plans import ReplayPlans, read, written
+from agent_trainer.rounds.reports import (
+    RoundReport,
+    SiteReport,
+    exchanged,
+    of_training,
+    only_validation,
+    read_report,
+)
 from agent_trainer.rounds.server_app import Attempt, Clock, Outcome, Post, check_quorum
 from agent_trainer.rounds.strategies import Strategy
 from agent_trainer.rounds.validation import merged_metrics
@@ -32,9 +38,8 @@ from agent_trainer.rounds.wire import (
     read_metrics,
     read_update,
 )
-from cairn import codec
 from cairn.errors import CairnError, Diverged, TooFewSites, TrainingError
-from cairn.figures import VALIDATION, told
+from cairn.figures import VALIDATION
 from cairn.plan import fingerprint
 from cairn.run import RunSpec
 from cairn.tally import Tally
@@ -42,30 +47,6 @@ from cairn.tally import Tally
 ATTEMPTS = 3  # at a round that too few sites finish
 MERGE_PATIENCE = timedelta(seconds=20)
 EVALUATION_SHARE = 0.5  # of a round's deadline, for the validation of the last weights
-
-
-@dataclass(frozen=True)
-class SiteReport:
-    """What is told of one site's round."""
-
-    site: str
-    state: str
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What is told of a round that counts. A later report of the same round replaces it.
-
-    metrics  over all sites; those under validation/ are of the weights that the round made
-    """
-
-    number: int
-    seconds: float
-    sites: tuple[SiteReport, ...]
-    metrics: Mapping[str, float]
 
 
 class Desk(Protocol):
@@ -133,7 +114,7 @@ class Run:
         self._strategy.restore(found.strategy, self._weights)
         self._plans.published = bytes.fromhex(found.progress.plan)
         if found.replay:
-            self._plans.tables = _read_tally(found.replay).tables
+            self._plans.tables = read(found.replay).tables
 
     @property
     def reported(self) -> RoundReport | None:
@@ -175,7 +156,7 @@ class Run:
         sent = 4 * len(self._weights) + len(order.plan) + len(order.coder_plan) + len(order.counts)
         masked = 8 * (len(self._weights) + 1) if self._masked else 0
         reports = tuple(
-            SiteReport(o.site, o.state, o.reason, _of_training(o.metrics), _bytes(o, sent, masked)) for o in outcomes
+            SiteReport(o.site, o.state, o.reason, of_training(o.metrics), exchanged(o, sent, masked)) for o in outcomes
         )
         metrics = merged_metrics([o.metrics for o in trained]) | found
         report = RoundReport(number, self._clock.monotonic() - began, reports, metrics)
@@ -246,7 +227,7 @@ class Run:
             deadline_s=self._spec.round_deadline.total_seconds(),
             plan=plan,
             coder_plan=self._plans.published,
-            counts=_write_tally(counts) if counts else b"",
+            counts=written(counts) if counts else b"",
         )
 
     def _attempts(
@@ -326,7 +307,7 @@ class Run:
             progress = replace(progress, best_round=progress.round, best_value=value, since_best=0)
         else:
             progress = replace(progress, since_best=progress.since_best + 1)
-        of_site = {o.site: _only_validation(o.metrics) for o in outcomes}
+        of_site = {o.site: only_validation(o.metrics) for o in outcomes}
         known = {report.site for report in last.sites}
         sites = [replace(report, metrics={**report.metrics, **of_site.get(report.site, {})}) for report in last.sites]
         sites += [
@@ -343,36 +324,5 @@ class Run:
         counts = self._plans.counts()
         weights = lay.unflatten(self._weights, self._layout)
         state = self._strategy.state()
-        self._checkpoints.save(Checkpoint(progress, weights, state, _write_tally(counts) if counts else b""))
+        self._checkpoints.save(Checkpoint(progress, weights, state, written(counts) if counts else b""))
         self.progress = progress
-
-
-def read_report(fields: Mapping[str, Any]) -> RoundReport:
-    """Read a report back from a checkpoint."""
-    return RoundReport(**{**fields, "sites": tuple(SiteReport(**site) for site in fields["sites"])})
-
-
-def _only_validation(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in told(metrics).items() if name.startswith(VALIDATION)}
-
-
-def _of_training(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith(VALIDATION)}
-
-
-def _bytes(outcome: Outcome, sent: int, masked: int) -> int:
-    if outcome.state == "absent":
-        return 0
-    return sent + (0 if outcome.update is None else outcome.update.nbytes) + masked
-
-
-def _write_tally(tally: Tally) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        codec.write_tally(Path(folder) / "counts.tally", tally)
-        return (Path(folder) / "counts.tally").read_bytes()
-
-
-def _read_tally(content: bytes) -> Tally:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "counts.tally").write_bytes(content)
-        return codec.read_tally(Path(folder) / "counts.tally")

@@ -11,7 +11,8 @@ from typing import Final
 
 from agent_trainer.algorithms import Weights
 from agent_trainer.rounds.errands import Errands
-from agent_trainer.rounds.run import Desk, RoundReport, SiteReport
+from agent_trainer.rounds.reports import RoundReport, SiteReport
+from agent_trainer.rounds.run import Desk
 from agent_trainer.rounds.server_app import Clock, Post
 from agent_trainer.search.as_run import search_of
 from agent_trainer.search.jobs import Search

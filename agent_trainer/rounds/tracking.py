@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from agent_trainer.rounds.run import RoundReport
+from agent_trainer.rounds.reports import RoundReport
 from cairn.run import RunSpec
 
 FOLDER: Final = "tensorboard"

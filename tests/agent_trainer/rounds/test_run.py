@@ -12,7 +12,8 @@ from agent_trainer.classification import count, figures
 from agent_trainer.config import DqnConfig
 from agent_trainer.rounds.checkpoints import Checkpoints
 from agent_trainer.rounds.layout import flatten, unflatten
-from agent_trainer.rounds.run import Run, read_report
+from agent_trainer.rounds.reports import read_report
+from agent_trainer.rounds.run import Run
 from agent_trainer.rounds.wire import answer, read_order
 from cairn.codec import decode_plan
 from cairn.errors import CairnError, Diverged, PlanError, TooFewSites, TrainingError

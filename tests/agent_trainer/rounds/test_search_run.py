@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from agent_trainer.algorithms import algorithm
 from agent_trainer.classification import count, figures
 from agent_trainer.rounds.layout import flatten
-from agent_trainer.rounds.run import RoundReport
+from agent_trainer.rounds.reports import RoundReport
 from agent_trainer.rounds.search_run import JOURNAL, SearchRun
 from agent_trainer.rounds.wire import EXAMPLES, Order, answer, read_order
 from agent_trainer.search.as_run import as_run, search_of

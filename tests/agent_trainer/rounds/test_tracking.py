@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent_trainer.rounds.run import RoundReport, SiteReport
+from agent_trainer.rounds.reports import RoundReport, SiteReport
 from agent_trainer.rounds.tracking import EXPERIMENT, FOLDER, Tracker
 from cairn.run import RunSpec
 
