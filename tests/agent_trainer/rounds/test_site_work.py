@@ -11,7 +11,7 @@ from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import flatten, layout_of
 from agent_trainer.rounds.models import Models
 from agent_trainer.rounds.replay_plans import ReplayPlans
-from agent_trainer.rounds.site_work import REMARKS, SiteSettings, SiteWork, shown
+from agent_trainer.rounds.site_work import REMARKS, SiteSettings, SiteWork, run_digest, shown
 from agent_trainer.rounds.wire import Order
 from cairn import codec
 from cairn.errors import ConfigError, PlanMismatch, PolicyError, TrainingError
@@ -63,13 +63,13 @@ class Edge(io.StringIO):
         return [news for news in self.heard if news["event"] == kind]
 
 
-def site(tmp_path, *, edge=None, scenes=None, runs=("run",)):
+def site(tmp_path, *, edge=None, scenes=None, runs=("run",), run_digests=None):
     edge = edge or Edge()
     edge.talk = EdgeTalk(edge)
     spool = tmp_path / "spool"
     spool.mkdir(exist_ok=True)
     told = scenes or [{"kind": "generated", "tasks": ["liver"], "images": 4, "size": 32}]
-    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool)
+    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool, run_digests)
     return SiteWork(settings, Models(tmp_path / "models"), edge.talk, 7), edge
 
 
@@ -210,6 +210,15 @@ def test_a_run_that_the_sites_policy_does_not_name_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="does not take part in the run run"):
         work.train(order(), WEIGHTS)
     assert edge.heard == []
+
+
+def test_where_exact_runs_are_named_another_one_of_that_name_is_refused_with_its_digest(tmp_path):
+    asked = order()
+    work, _ = site(tmp_path, run_digests=[run_digest(asked)])
+    assert work.train(asked, WEIGHTS)[0]["updates"] == 5
+    other = order(seed=asked.seed + 1)
+    with pytest.raises(PolicyError, match=f"has not approved the run run of digest {run_digest(other)}"):
+        work.train(other, WEIGHTS)
 
 
 def test_an_update_that_the_edge_keeps_back_is_not_sent(tmp_path):

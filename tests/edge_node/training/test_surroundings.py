@@ -4,7 +4,7 @@ import json
 
 from agent_trainer.labelled.settings import LabelledFolders, read_labelled
 from agent_trainer.scenes.settings import Generated, read_sources
-from edge_node.training.surroundings import Surroundings
+from edge_node.training.surroundings import Surroundings, app_digest
 
 from ..conftest import write_settings
 from .conftest import TRAINING
@@ -23,3 +23,22 @@ def test_the_trainer_is_told_of_scenes_and_of_labelled_images_as_it_reads_them(t
         LabelledFolders(images=tmp_path / "chest", patient="^([0-9]+)_"),
     )
     assert told["runs"] == ["sella-*"]
+
+
+def test_a_policy_lets_only_the_programs_run_that_it_lists_and_none_without_updates(tmp_path):
+    def against(policy):
+        settings = write_settings(tmp_path, f"{TRAINING}[policy]\n{policy}\n")
+        assert settings.training is not None
+        return Surroundings(settings, settings.training).not_allowed()
+
+    assert against("") is None
+    assert against(f'apps = ["{app_digest()}"]') is None
+    assert app_digest() in (against(f'apps = ["{"0" * 64}"]') or "")
+    assert "no model updates out" in (against('streams = ["pixels", "replay"]') or "")
+
+
+def test_the_trainer_is_told_which_exact_runs_are_allowed(tmp_path):
+    settings = write_settings(tmp_path, f'{TRAINING}[policy]\nruns = ["{"ab" * 32}"]\n')
+    assert settings.training is not None
+    Surroundings(settings, settings.training).prepare()
+    assert json.loads((settings.training_folder / "site.json").read_text())["run_digests"] == ["ab" * 32]
