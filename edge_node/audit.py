@@ -116,9 +116,15 @@ class AuditLog:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """Read the whole lines of a log, oldest first; a last line that is being written is left out."""
+    """Read the whole lines of a log, oldest first; a last line that is being written is left out.
+
+    A line that the disk has damaged is passed over: work goes on, and `verify` tells of it.
+    """
     for raw in lines(path):
-        yield Line(**json.loads(raw))
+        try:
+            yield Line(**json.loads(raw))
+        except (ValueError, TypeError, RecursionError):
+            continue
 
 
 def verify(path: Path, known: str = "") -> chain.Verdict:

@@ -43,15 +43,16 @@ def test_a_schedule_does_the_same_each_time(ground: Ground) -> None:
     assert plain.run(40, ground) == plain.run(40, ground)
 
 
-@pytest.mark.parametrize("variant", [broken.adds_in_place, broken.acknowledges_first])
-def test_schedules_find_an_aggregator_that_is_wrong_in_one_place(variant: plain.Variant, ground: Ground) -> None:
-    seeds = range(12)
-    found = []
-    for seed in seeds:
+@pytest.mark.parametrize(("variant", "first"), [(broken.adds_in_place, 5), (broken.acknowledges_first, 0)])
+def test_schedules_find_an_aggregator_that_is_wrong_in_one_place(
+    variant: plain.Variant, first: int, ground: Ground
+) -> None:
+    found = ""
+    for seed in range(first, first + 6):
         try:
             plain.run(seed, ground, variant)
         except AssertionError as error:
-            found.append(str(error))
+            found = str(error)
             break
     assert found
 

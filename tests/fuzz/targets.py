@@ -258,6 +258,7 @@ def read_journals(data: bytes, folder: Path) -> None:
     path = folder / "journal"
     path.write_bytes(data)
     audit.first_broken(path)
+    list(audit.read(path))
     (folder / "decisions.json").write_bytes(data)
     for read in (
         lambda: Windows(path),
