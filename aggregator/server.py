@@ -115,8 +115,6 @@ class Aggregator:
         if settings.training:
             trainer.check_name(self.engine)
         self._sealer = open_sealer(settings)
-        if self._sealer is None:
-            log.warning("not sealed", what="blobs and checkpoints lie in plain; set at_rest.key_file")
         self._store = BlobStore(settings.blobs_url, sealer=self._sealer)
         self._board = Board(self.engine, now)
         self._bell = Bell()
@@ -234,6 +232,8 @@ class Aggregator:
         if self._superlink:
             self._superlink.start()
         self._log.info("serving", federation=self._settings.federation, **asdict(self.addresses))
+        if self._sealer is None:
+            self._log.warning("not sealed", what="blobs and checkpoints lie in plain; set at_rest.key_file")
 
     def stop(self) -> None:
         """Take no new call, let open ones end within a few seconds, and release everything."""
