@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	sh tests/prepare.sh
-	$(VENV)/bin/python -m pytest -m "not gpu" -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not gpu" -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/python -m benchmarks

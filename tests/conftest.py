@@ -35,3 +35,9 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield started
         started.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one of them at the end."""
+    long = ("tests/system/", "tests/agent_trainer/rounds/test_processes", "tests/aggregator/runs/test_superlink")
+    items.sort(key=lambda item: not item.nodeid.startswith(long))
