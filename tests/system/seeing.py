@@ -1,7 +1,8 @@
 """What people see of a federation: at a site its status and its page, at the aggregator the list and the dashboard."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -33,11 +34,18 @@ def listed(seen: Observed, site: str) -> dict[str, Any]:
     return found
 
 
-def dashboard(seen: Observed, path: str) -> str:
-    """Open a page of the dashboard as the operator."""
+@contextmanager
+def signed_in(seen: Observed) -> Iterator[httpx.Client]:
+    """Sign in to the dashboard as the operator."""
     address, token = seen.running.dashboard()
     with httpx.Client(base_url=address, follow_redirects=True) as browser:
         browser.post("/login", data={"token": token})
+        yield browser
+
+
+def dashboard(seen: Observed, path: str) -> str:
+    """Open a page of the dashboard as the operator."""
+    with signed_in(seen) as browser:
         return browser.get(path).text
 
 

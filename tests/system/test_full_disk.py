@@ -7,7 +7,7 @@ import pytest
 
 from cairn.errors import StorageFull
 from tests.system.observing import Observed, assert_same, centrally, observed, study_of
-from tests.system.seeing import dashboard, eventually, listed, page, refused, status
+from tests.system.seeing import eventually, listed, page, signed_in, status
 from tests.system.small_disk import fill, make_room, small_disk
 
 pytestmark = pytest.mark.slow
@@ -70,16 +70,17 @@ def test_a_full_disk_at_the_aggregator_is_said_and_the_uploads_wait_for_room(sma
         create_many(small, tissue)
     make_room(small.running.state)
 
-    small.create(study_of(tissue, "aggregator-full", masking="off"))
-    fill(small.running.state)
-
     def said() -> str:
         return " ".join(problem for site in small.running.sites for problem in status(small, site)["problems"])
 
-    eventually(small, "a site to say so", lambda: "the aggregator cannot take the upload: its disk is full" in said())
-    assert refused(small, "StorageFull")
-    assert listed(small, "site-1")["state"] == "enrolled"
-    assert "aggregator-full" in dashboard(small, "/")
+    with signed_in(small) as browser:  # while there is room for the audit to say so
+        small.create(study_of(tissue, "aggregator-full", masking="off"))
+        fill(small.running.state)
+        full = "the aggregator cannot take the upload: its disk is full"
+        eventually(small, "a site to say so", lambda: full in said())
+        assert 'cairn_errors_total{kind="StorageFull"}' in browser.get("/metrics").text
+        assert listed(small, "site-1")["state"] == "enrolled"
+        assert "aggregator-full" in browser.get("/").text
     make_room(small.running.state)
     small.wait_until("aggregator-full", lambda now: now == "done")
     check_sums(small, "aggregator-full")
