@@ -70,7 +70,9 @@ class DqnConfig(BaseModel):
     unique: bool = (
         True  # the sketched samplers keep one tuple a key, as in paper 1 §III; False keeps all and only weighs
     )
-    beta: float = Field(0.5, ge=0)  # a tuple is drawn ∝ 1/f̂(key)^beta; DESIGN §5, the paper gives no exponent
+    # A tuple is drawn ∝ 1/f̂(key)^beta; DESIGN §5, the paper gives no exponent. Below 0 the frequent are drawn more
+    # often, as they would be if all were kept.
+    beta: float = Field(0.5, ge=-1)
     alpha: float = Field(0.6, ge=0)  # priority = |TD error|^alpha; Schaul et al. 2016
     beta0: float = Field(0.4, ge=0, le=1)  # importance exponent at the start, rising to 1; Schaul et al. 2016
     beta_updates: int = Field(100_000, ge=1)  # updates over which it rises

@@ -33,9 +33,11 @@ EVERY = 2  # rounds between two measurements
 STARTS = 3  # searches an image; fewer than where the last figure counts
 
 # The forms of drawing compared. A state code has 3 x 3 cells with 8 values each, "coarse" 2 x 2 with 4, "fine"
-# 5 x 5 with 2 (a key holds 63 bits); "all" keeps every tuple and only draws the frequent ones less often.
+# 5 x 5 with 2 (a key holds 63 bits); "all" keeps every tuple and only draws the frequent ones less often. Below 0 the
+# frequent are drawn more often, and not weighed back.
 COARSE: dict[str, Any] = {"pool": (2, 2), "radix": 4}
 FINE: dict[str, Any] = {"pool": (5, 5), "radix": 2}
+UNWEIGHED: dict[str, Any] = {"beta0": 0.0, "beta_updates": 10**9}
 FORMS: dict[str, dict[str, Any]] = {
     "uniform": {"replay": "uniform"},
     "prioritised": {"replay": "prioritised"},
@@ -47,6 +49,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "coarse_td": {"replay": "sketched_td", "beta": 0.5, **COARSE},
     "fine_0.5": {"replay": "sketched", "beta": 0.5, **FINE},
     "all_0.5": {"replay": "sketched", "beta": 0.5, "unique": False},
+    "unique_-0.5": {"replay": "sketched", "beta": -0.5, **UNWEIGHED},
+    "unique_-1": {"replay": "sketched", "beta": -1.0, **UNWEIGHED},
     "all_td": {"replay": "sketched_td", "beta": 0.5, "unique": False},
 }
 
