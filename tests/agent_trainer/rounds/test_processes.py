@@ -99,7 +99,7 @@ def test_three_rounds_train_validate_and_count_over_all_sites(federation):
         assert [news["fingerprint"] for news in site.news if news["event"] == "replay"] == [
             digest.hex() for digest in federation.aggregator.plans
         ]
-        assert site.phases("whole")[-1] == (best(federation), "ends")
+        until("the site has the best round", lambda site=site: site.phases("whole")[-1] == (best(federation), "ends"))
     made = weights(federation, "whole", 3)
     assert all(np.isfinite(array).all() for array in made.values())
     assert not np.array_equal(made["last.weight"], weights(federation, "whole", 2)["last.weight"])
