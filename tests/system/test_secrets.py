@@ -60,13 +60,15 @@ def test_no_secret_is_in_any_log_any_list_of_processes_any_dump_or_any_other_fil
         shown.append(run(["aggregator", "check", "--dir", str(running.state), "--json"]))
         assert "blobs and checkpoints are sealed on the disk" in json.loads(shown[-1])["fine"]
 
-    token = invitation.parse((place / "invitation.txt").read_text()).token
+    invited = place / "invitation.txt"
+    token = invitation.parse(invited.read_text()).token
     data_keys = sealing.open_data_keys(running.state / "data-keys.json", sealing.read_keys(KEY))
     keys = [running.state / "pki/ca.key", running.profile / "key.pem", place / "state/identity/key.pem"]
     secrets: dict[str, tuple[list[bytes], set[Path]]] = {
         "the key of the environment": ([KEY.encode(), bytes.fromhex(KEY)], set()),
         "a data key": ([form for key in data_keys.keys.values() for form in (key, key.hex().encode())], set()),
-        "the invitation's token": ([token.encode()], {place / "invitation.txt"}),
+        "the invitation": (pieces(invited), {invited}),
+        "the token in it": ([token.encode()], set()),
         "the dashboard's token": (
             pieces(running.profile / "dashboard-token"), {running.profile / "dashboard-token"}
         ),
