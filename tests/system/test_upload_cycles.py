@@ -1,4 +1,4 @@
-"""Two hundred times kill -9, of sites in the middle of an upload and of the aggregator; then the sums are exact.
+"""Many times kill -9, of sites in the middle of an upload and of the aggregator; then the sums are exact.
 
 The invariant (DESIGN §7): the merged tables equal the exact sum of the acknowledged uploads, each once. The aggregator
 is the real program; the sites are processes around the edge node's own outbox and uplink (tests/system/uploading.py).
@@ -33,7 +33,7 @@ from deploy.processes import run
 from tests.system.observing import Observed, assert_same
 from tests.system.uploading import tally_of, upload
 
-KILLS = 200
+KILLS = int(os.environ.get("UPLOAD_KILLS", "80"))  # a multiple of ten; 200 were measured, docs/RELIABILITY.md
 SEED = 20
 SITES = ("site-1", "site-2", "site-3")
 STAGES = ("moments", "ranges", "counts")
@@ -236,7 +236,7 @@ def cycles(tmp_path: Path) -> Iterator[Cycles]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_sums_are_those_of_the_acknowledged_uploads_after_two_hundred_kills(cycles: Cycles) -> None:
+def test_the_sums_are_those_of_the_acknowledged_uploads_after_many_kills(cycles: Cycles) -> None:
     began = time.monotonic()
     while cycles.kills.total() < KILLS:
         cycles.cycle()

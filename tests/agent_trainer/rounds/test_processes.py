@@ -145,24 +145,6 @@ def test_superlink_killed_in_mid_run_costs_nothing(federation):
     ), states(federation, "link-killed")
 
 
-def test_a_site_killed_in_mid_round_costs_its_update_and_takes_part_again(federation):
-    south = federation.sites["south"]
-    run = "site-killed"
-    federation.aggregator.submit(spec(run, rounds=1000, min_sites=1, settings=LONG, round_deadline=200))
-    until("the site trains", lambda: (1, "begins") in south.phases(run))
-    federation.kill("south-trainer")
-    federation.kill("south-node")
-    until("the round counts", lambda: (run, 1) in federation.aggregator.reported)
-    south.start()
-    until("it trains again", lambda: "trained" in [sites["south"] for sites in states(federation, run).values()])
-    federation.aggregator.stopping.add(run)
-    ended = federation.wait_for(run)
-    assert ended[0] == "stopped", (ended, federation.aggregator.logs.get(run))
-    found = states(federation, run)
-    assert {sites["north"] for sites in found.values()} == {"trained"}
-    assert found[1]["south"] == "failed"
-
-
 def test_a_run_that_is_stopped_ends_after_its_round_and_can_be_resumed(federation):
     federation.aggregator.submit(spec("stopped", rounds=1000))
     until("a round is reported", lambda: "stopped" in federation.aggregator.rounds)
@@ -174,31 +156,9 @@ def test_a_run_that_is_stopped_ends_after_its_round_and_can_be_resumed(federatio
     assert len(federation.aggregator.rounds["stopped"]) == done + 1
 
 
-def test_a_checkpoint_of_another_architecture_ends_the_run_with_one_sentence(federation):
-    assert federation.finish(spec("rebuilt", rounds=1))[0] == "done"
-    wider = {**SMALL, "hidden": [24]}
-    state, sentence = federation.finish(spec("rebuilt", settings=wider, rounds=5))
-    assert state == "failed"
-    assert sentence.startswith("the checkpoint of round 1 has the array hidden.0.weight of (16, 73) where"), sentence
-    assert "\n" not in sentence
-    assert federation.finish(spec("rebuilt", rounds=2)) == ("done", "all 2 rounds are done"), "nothing was lost"
-
-
 def test_settings_that_are_unknown_end_the_run_with_one_sentence(federation):
     state, sentence = federation.finish(spec("unknown", settings={"gama": 0.5}))
     assert (state, "gama" in sentence) == ("failed", True)
-
-
-def test_below_quorum_a_run_fails_with_one_sentence_and_goes_on_when_resumed(federation):
-    federation.kill("south-trainer")
-    federation.kill("south-node")
-    south = federation.sites["south"]
-    state, sentence = federation.finish(spec("quorum", rounds=1, round_deadline=3))
-    assert state == "failed"
-    assert sentence.startswith("round 1 failed 3 times: 1 sites trained where 2 are needed (south "), sentence
-    south.start()
-    assert federation.finish(spec("quorum", rounds=1))[0] == "done"
-    assert states(federation, "quorum") == {1: {"north": "trained", "south": "trained"}}
 
 
 def test_an_update_that_the_edge_keeps_back_leaves_no_trace_outside(federation):
