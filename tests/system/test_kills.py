@@ -38,7 +38,7 @@ def test_the_sums_are_exact_when_every_process_is_killed_in_every_state(tmp_path
 def test_a_site_that_vanishes_before_sending_and_returns_is_counted_once(tmp_path: Path, tissue: Path) -> None:
     with observed(tmp_path / "all", tissue) as seen:
         seen.running.sites["site-2"].kill()
-        seen.create(study_of(tissue))
+        seen.create(study_of(tissue, masking="off"))
         fingerprint, plan = seen.plans("small")["moments", 0]
         others = {"site-1", "site-3"}
 
