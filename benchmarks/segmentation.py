@@ -1,4 +1,4 @@
-"""Both parts of the hippocampus in MR: one site's own network, a centralised and a federated one, at equal updates.
+r"""Both parts of the hippocampus in MR: one site's own network, a centralised and a federated one, at equal updates.
 
 Each learner, be it a site's, makes the same number of updates, so that the load of a machine does not matter. Sites are
 objects of one process: Flower's transport is left out, which changes no number of the result. FedAvg by the number of
@@ -6,7 +6,8 @@ volumes. 40 volumes, always the same, are for the test; each seed deals others o
 
     python -m benchmarks segmentation > FILE.jsonl
     python -m benchmarks.segmentation table FILE.jsonl
-    python -m benchmarks.segmentation run --seeds 0 --learners centralised --updates 40 --set '{"network": "ahnet"}'
+    python -m benchmarks.segmentation run --seeds 0 --learners centralised --updates 2 \
+      --set '{"network": "ahnet", "batch": 1, "patch": [96, 96, 96]}'
 """
 
 import argparse
