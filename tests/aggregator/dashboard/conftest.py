@@ -57,6 +57,9 @@ class Site:
     address: str
 
 
+BUSY_MS = 120_000  # a machine that is busy with other tests draws slowly; a quiet one needs two seconds
+
+
 @pytest.fixture(scope="session")
 def samples() -> ModuleType:
     """Return samples.py: tests are no package, so it is loaded by its place."""
@@ -149,6 +152,7 @@ def _sign_in(browser: Browser, served: Site, width: int, height: int, *, phone: 
     context = browser.new_context(
         viewport={"width": width, "height": height}, has_touch=phone, is_mobile=phone, reduced_motion="reduce"
     )
+    context.set_default_timeout(BUSY_MS)
     page = context.new_page()
     page.goto(served.address)
     page.get_by_label("Token").fill(TOKEN)
