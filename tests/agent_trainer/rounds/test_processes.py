@@ -65,7 +65,7 @@ def federation(tmp_path_factory):
 
 
 def spec(name, **changes):
-    values = {"name": name, "algorithm": "dqn", "rounds": 3, "min_sites": 2, "round_deadline": 60, "settings": SMALL}
+    values = {"name": name, "algorithm": "dqn", "rounds": 3, "min_sites": 2, "round_deadline": 200, "settings": SMALL}
     return RunSpec.model_validate(values | changes)
 
 
