@@ -69,7 +69,8 @@ def check_policy(plan: PlanName, config: Config, as_json: AsJson = False) -> Non
     Ends with exit code 1 when the site would not take part.
     Example: `cairn edge policy check counts.plan --config site.toml`
     """
-    from edge_node import worker  # noqa: PLC0415 - each command loads what it needs
+    from cairn.plan import RunStage  # noqa: PLC0415 - each command loads what it needs
+    from edge_node import worker  # noqa: PLC0415
     from edge_node.decisions import read_decisions  # noqa: PLC0415
     from edge_node.policy import Rule, rules  # noqa: PLC0415
 
@@ -78,7 +79,7 @@ def check_policy(plan: PlanName, config: Config, as_json: AsJson = False) -> Non
     if found is None:
         raise PlanError(f"the plan {of[:12]}… is not open at the aggregator; name a file of it")
     verdicts = list(rules(found, bytes.fromhex(of), settings, read_decisions(settings.state_dir)))
-    if found.stage.stage not in {"replay", "replay_ranges"}:
+    if not isinstance(found.stage, RunStage):  # runs bring their own images
         verdicts.append(Rule("images", worker.lacking(found, settings.images)))
     against = [rule for rule in verdicts if rule.against]
     if as_json:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cairn import chain, codec
 from cairn.enrolment import tls_files
 from cairn.errors import ConfigError, PolicyError
-from cairn.plan import Plan
+from cairn.plan import Plan, UpdatePlan
 from edge_node import audit
 from edge_node.commands import app
 from edge_node.local_service import ask
@@ -22,15 +22,6 @@ from edge_node.node import Node
 from edge_node.status import make_log
 
 from .conftest import STAGES, wait_until, write_image, write_settings
-from .federation import Middle
-
-
-@pytest.fixture
-def middle():
-    middle = Middle()
-    middle.start()
-    yield middle
-    middle.stop()
 
 
 @pytest.fixture
@@ -135,6 +126,13 @@ def test_policy_check_names_the_rule_that_refuses_and_ends_with_1(site, middle):
     write_settings(site)
     assert "takes part" in said(site, "policy", "check", site / "one.plan")
     assert json.loads(said(site, "policy", "show", "--json"))["policy"]["streams"] == ["pixels", "replay", "updates"]
+
+
+def test_policy_check_does_not_hold_a_run_against_the_images_of_the_studies(site, middle):
+    write_settings(site, '[policy]\nstreams = ["updates"]\n')
+    (site / "round.plan").write_bytes(codec.encode_plan(Plan("sella", 1, UpdatePlan(1000, 20, 64.0, 2**20))))
+    found = json.loads(said(site, "policy", "check", site / "round.plan", "--json", code=1))
+    assert [name for name, against in found["rules"].items() if against] == ["training", "approval"]
 
 
 def test_the_audit_log_is_verified_and_exported_as_it_is(site, middle):
