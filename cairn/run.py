@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cairn.errors import TrainingError
-from cairn.study import LEAST_MASKED, Name
+from cairn.study import Masking, MayCollude, MayDrop, Name, check_masking, is_masked
 from cairn.v1 import training_pb2
 
 AlgorithmName = Literal["dqn", "apga", "attention", "segmentation", "pretrain"]
@@ -84,7 +84,7 @@ class RunSpec(BaseModel):
         None, description="of a strategy, by agent_trainer.search: rounds are then its jobs, min_sites those of a job"
     )
 
-    masking: Literal["auto", "on", "off"] = Field(
+    masking: Masking = Field(
         "auto", description="the aggregator learns sums of updates alone; auto: where min_sites is 3 or more"
     )
     site_figures: Literal["all", "none"] = Field(
@@ -102,10 +102,8 @@ class RunSpec(BaseModel):
     noise: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="noise over a round's sum of updates, in norm_bounds (z); 0: none"
     )
-    may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
-    may_collude: int = Field(
-        100, ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum"
-    )
+    may_drop: MayDrop = 400
+    may_collude: MayCollude = 100
 
     @model_validator(mode="after")
     def _options_known(self) -> "RunSpec":
@@ -125,11 +123,7 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_masked(self) -> "RunSpec":
-        if self.masking == "on" and self.min_sites < LEAST_MASKED:
-            raise ValueError(
-                f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {self.min_sites}; raise it, or set "
-                "masking to off"
-            )
+        check_masking(self.masking, self.min_sites)
         if self.masking == "on" and self.search is not None:
             raise ValueError("a search's jobs are not masked; set masking to off")
         if self.masked and self.strategy in SINGLE:
@@ -158,8 +152,7 @@ class RunSpec(BaseModel):
     @property
     def masked(self) -> bool:
         """Whether the aggregator learns sums of the sites' updates alone."""
-        wanted = self.masking == "on" or (self.masking == "auto" and self.min_sites >= LEAST_MASKED)
-        return wanted and self.search is None
+        return is_masked(self.masking, self.min_sites) and self.search is None
 
     @property
     def goal(self) -> Goal:

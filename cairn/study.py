@@ -9,7 +9,26 @@ from cairn.errors import PlanError
 from cairn.privacy.terms import LARGEST_CLIP, Unit
 
 LEAST_MASKED = 3  # sites; of two, each would learn the other's tally
+Masking = Literal["auto", "on", "off"]
+MayDrop = Annotated[int, Field(ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")]
+MayCollude = Annotated[
+    int, Field(ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum")
+]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+def is_masked(masking: Masking, min_sites: int) -> bool:
+    """Tell whether the aggregator learns sums alone: "auto" where there are sites enough."""
+    return masking == "on" or (masking == "auto" and min_sites >= LEAST_MASKED)
+
+
+def check_masking(masking: Masking, min_sites: int) -> None:
+    """Refuse a masked sum of fewer sites than hide one another. Raises ValueError."""
+    if masking == "on" and min_sites < LEAST_MASKED:
+        raise ValueError(
+            f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {min_sites}; raise it, or set masking "
+            "to off"
+        )
 
 
 class StudyPrivacy(BaseModel):
@@ -62,13 +81,11 @@ class StudySpec(BaseModel):
         description="state → bands that mark it; the one in whose bands a cluster stands out most, else other",
     )
     auto_approve: bool = False
-    masking: Literal["auto", "on", "off"] = Field(
+    masking: Masking = Field(
         "auto", description="whether the aggregator learns sums alone; auto: yes where min_sites is 3 or more"
     )
-    may_drop: int = Field(400, ge=0, lt=500, description="thousandths of the sites that may be lost in a masked sum")
-    may_collude: int = Field(
-        100, ge=0, lt=500, description="thousandths of the sites that may side with the aggregator in a masked sum"
-    )
+    may_drop: MayDrop = 400
+    may_collude: MayCollude = 100
     masking_patience: timedelta = Field(
         timedelta(minutes=10), gt=timedelta(0), description="for which a step of a masked sum waits for late sites"
     )
@@ -99,11 +116,7 @@ class StudySpec(BaseModel):
 
     @model_validator(mode="after")
     def _enough_for_masking(self) -> "StudySpec":
-        if self.masking == "on" and self.min_sites < LEAST_MASKED:
-            raise ValueError(
-                f"a masked sum needs {LEAST_MASKED} sites or more and min_sites is {self.min_sites}; raise it, or set "
-                "masking to off"
-            )
+        check_masking(self.masking, self.min_sites)
         return self
 
     @model_validator(mode="after")
@@ -117,7 +130,7 @@ class StudySpec(BaseModel):
     @property
     def masked(self) -> bool:
         """Whether the aggregator learns sums alone."""
-        return self.masking == "on" or (self.masking == "auto" and self.min_sites >= LEAST_MASKED)
+        return is_masked(self.masking, self.min_sites)
 
     @property
     def components(self) -> int:

@@ -6,7 +6,6 @@
                             state.json              the rest, as `Checkpoint` has it
 """
 
-import io
 import json
 import os
 import shutil
@@ -94,8 +93,7 @@ class Checkpoints:
                     ("replay.tally", checkpoint.replay),
                 ):
                     context = checkpoint_context(self._folder.name, progress.round, name)
-                    with (part / name).open("wb") as target:
-                        self._sealer.seal(io.BytesIO(content), target, context)
+                    (part / name).write_bytes(self._sealer.seal_bytes(content, context))
             (part / "state.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
             for file in part.iterdir():
                 _sync(file)

@@ -1,10 +1,8 @@
 """The middle's way to the aggregator: the service Training over mutual TLS."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final, TypeVar
 
 import grpc
@@ -12,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from agent_trainer.rounds.replay_plans import read
 from agent_trainer.rounds.reports import RoundReport
-from cairn import codec
 from cairn.errors import Unreachable
 from cairn.rpc import errors_from_wire
 from cairn.run import RunSpec, read_run
@@ -69,10 +67,7 @@ class GrpcDesk:
         limit = FETCH_S + STEPS * patience.total_seconds()
         parts = _call(lambda: list(self._training.MergeReplay(request, timeout=limit)))
         content, inside = b"".join(part.data for part in parts), [site for part in parts for site in part.sites]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "merged.tally"
-            path.write_bytes(content)
-            return codec.read_tally(path), inside
+        return read(content), inside
 
     def first_weights(self) -> bytes:
         """Fetch the weights that the run was given to begin with, one safetensors file."""

@@ -56,7 +56,9 @@ class BlobStore:
             if self.has(digest):
                 source.unlink()
             elif self._sealer is not None:
-                self._put_sealed(source, digest, self._sealer)
+                with source.open("rb") as plain:
+                    self._put_sealed(plain, digest, self._sealer)
+                source.unlink()
             elif self._local:
                 self._put_local(source, Path(self._path(digest)))
             else:
@@ -99,19 +101,16 @@ class BlobStore:
                 if file.read(len(MAGIC)) == MAGIC:
                     continue
                 file.seek(0)
-                with storage_full("the aggregator cannot seal a blob"), self._beside(digest) as part:
-                    with part.open("wb") as target:
-                        self._sealer.seal(cast("BinaryIO", file), target, context(digest))
-                    self._move(part, digest)
+                with storage_full("the aggregator cannot seal a blob"):
+                    self._put_sealed(cast("BinaryIO", file), digest, self._sealer)
             sealed += 1
         return sealed
 
-    def _put_sealed(self, source: Path, digest: str, sealer: Sealer) -> None:
+    def _put_sealed(self, plain: BinaryIO, digest: str, sealer: Sealer) -> None:
         with self._beside(digest) as part:
-            with source.open("rb") as reader, part.open("wb") as writer:
-                sealer.seal(reader, writer, context(digest))
+            with part.open("wb") as target:
+                sealer.seal(plain, target, context(digest))
             self._move(part, digest)
-        source.unlink()
 
     @contextmanager
     def _beside(self, digest: str) -> Iterator[Path]:

@@ -115,8 +115,9 @@ class TrainingService(training_pb2_grpc.TrainingServicer):
         """Close and merge a plan of a run, and stream the merged tally."""
         context.add_callback(self._bell.ring)
         patience = min(_span(request.patience), LONGEST_PATIENCE)
-        digest = self._plans.merge(plan_name(request.fingerprint), request.sites, patience, context.is_active)
-        yield training_pb2.MergeReplayResponse(sites=self._plans.merged_sites(plan_name(request.fingerprint)))
+        plan = plan_name(request.fingerprint)
+        digest = self._plans.merge(plan, request.sites, patience, context.is_active)
+        yield training_pb2.MergeReplayResponse(sites=self._plans.merged_sites(plan))
         with self._store.open(digest) as file:
             while data := file.read(CHUNK):
                 yield training_pb2.MergeReplayResponse(data=data)

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from cairn.plan import Plan
 from cairn.privacy.accountant import composed
 from cairn.privacy.sensitivity import merged_scale, scales
-
-STANDS_OUT: Final = 4.0  # standard deviations: of 25,000 candidates that nobody has, one passes
+from cairn.ranges import STANDS_OUT
 
 
 def table_noise(plan: Plan, tallies: int) -> dict[str, float]:

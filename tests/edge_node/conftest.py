@@ -232,3 +232,14 @@ def write_settings(folder: Path, extra: str = "") -> SiteSettings:
     text = 'state_dir = "state"\nrescan_seconds = 0.2\n[images]\nfolder = "images"\n[approval]\nstudies = ["*"]\n'
     config.write_text(text + extra, encoding="utf-8")
     return load_settings(config)
+
+
+@pytest.fixture
+def middle():
+    """Run the aggregator's side of everything that a site calls."""
+    from .federation import Middle
+
+    middle = Middle()
+    middle.start()
+    yield middle
+    middle.stop()

@@ -15,17 +15,8 @@ from cairn.plan import Plan, fingerprint
 from edge_node import audit
 
 from .conftest import STAGES, Fault, wait_until, write_image, write_settings
-from .federation import Middle
 
 START_S = 60.0
-
-
-@pytest.fixture
-def middle():
-    middle = Middle()
-    middle.start()
-    yield middle
-    middle.stop()
 
 
 @pytest.fixture

@@ -7,16 +7,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cairn import enrolment
 from cairn.errors import BadToken
 
-from .federation import Middle
-
-
-@pytest.fixture
-def middle():
-    middle = Middle()
-    middle.start()
-    yield middle
-    middle.stop()
-
 
 def test_a_site_that_trains_registers_its_supernodes_key_in_the_same_call(tmp_path, middle):
     enrolment.enrol(middle.invitation(), tmp_path / "identity", trains=True)

@@ -31,14 +31,6 @@ def plan_of(stage, window=0, study="tumour"):
 
 
 @pytest.fixture
-def middle():
-    middle = Middle()
-    middle.start()
-    yield middle
-    middle.stop()
-
-
-@pytest.fixture
 def site(tmp_path, middle):
     for number in range(2):
         write_image(tmp_path / "images" / f"good{number}.ome.tif", number)

@@ -24,14 +24,6 @@ from .conftest import TRAINING
 
 
 @pytest.fixture
-def middle():
-    middle = Middle()
-    middle.start()
-    yield middle
-    middle.stop()
-
-
-@pytest.fixture
 def folder(tmp_path, middle):
     write_image(tmp_path / "images" / "a.ome.tif", 1)
     enrolment.enrol(middle.invitation(), tmp_path / "state" / "identity", trains=True)
