@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from cairn.files import sync_folder
 from cairn.images.pyramid import TILE, Labels, Level
@@ -34,6 +33,8 @@ def write_zarr(path: Path, levels: Sequence[Level], about: Labels) -> None:
 
 def fill(folder: Path, name: str, levels: Sequence[Level], about: Labels) -> None:
     """Write group, metadata (ngff.openmicroscopy.org/0.4) and arrays."""
+    import zarr  # noqa: PLC0415 - who writes no OME-Zarr starts without it
+
     group = zarr.open_group(folder, mode="w", zarr_format=2)
     size = about.pixel_size_um
     axes = [{"name": axis, "type": "space"} | ({"unit": "micrometer"} if size else {}) for axis in "zyx"]

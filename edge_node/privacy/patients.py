@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-
 from cairn.images import ImageSource
 from edge_node.privacy.settings import PrivacySettings
 
@@ -20,6 +17,9 @@ def patient_of(source: ImageSource, settings: PrivacySettings) -> str | None:
 
 
 def _by_header(paths: Sequence[object]) -> str | None:
+    import pydicom  # noqa: PLC0415 - sites whose unit is no patient start without it
+    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+
     names = set()
     for path in paths:
         try:
