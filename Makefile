@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CHECKED := cairn edge_node aggregator agent_trainer deploy benchmarks
 
-.PHONY: demo test bench check locked lock audit sbom clean
+.PHONY: demo test bench check locked lock audit sbom wheels images containers clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/cairn demo --out demo-out
@@ -45,6 +46,23 @@ audit: $(VENV)/.installed-dev
 
 sbom: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m deploy.sbom > sbom.json
+
+# The packages of the images, for the builder's Python, which must be 3.11. torch is the CPU's build where pip's own
+# configuration names a place that has it; a plain index gives the one for CUDA, two gigabytes more.
+wheels: deploy/wheels/.filled
+
+deploy/wheels/.filled: $(VENV)/bin/python pyproject.toml constraints.txt
+	rm -rf deploy/wheels
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w deploy/wheels \
+	  ".[train,postgresql,s3]" cyclonedx-python-lib packaging setuptools
+	rm -f deploy/wheels/cairn_federation-*
+	touch $@
+
+# An engine with BuildKit; no network, no registry but for the base image. IMAGES = edge-sketch edge-gpu too, where wanted.
+IMAGES := edge aggregator
+images: wheels
+	for image in $(IMAGES); do DOCKER_BUILDKIT=1 docker build --quiet --file deploy/Dockerfile --target $$image \
+	  --build-arg VERSION=$(VERSION) --tag cairn-$$image:$(VERSION) . || exit 1; done
 
 $(VENV)/bin/python:
 	sh deploy/virtual_environment.sh $(PYTHON) $(VENV)

@@ -20,6 +20,7 @@ from aggregator import at_rest_commands, audit_commands
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
+from cairn.health import ask as ask_health
 from cairn.profile import CALL_SECONDS, ProfileOption, operator_channel, profile_address, write_profile
 from cairn.rpc import errors_from_wire
 from cairn.secrecy import no_dumps
@@ -60,7 +61,9 @@ def init(
     enrolment_listen: Annotated[str | None, typer.Option(help="IP:PORT for newcomers.")] = None,
     dashboard_listen: Annotated[str | None, typer.Option(help="IP:PORT for the pages.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in DIR by default.")] = None,
+    database_file: Annotated[Path | None, typer.Option(help="A file that holds the URL, with its password.")] = None,
     blobs: Annotated[str | None, typer.Option(help="fsspec URL; a folder in DIR by default.")] = None,
+    at_rest_key: Annotated[Path | None, typer.Option(help="A file with the key that seals blobs on the disk.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Let sites train: run a Flower SuperLink.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +84,9 @@ def init(
             enrolment_listen=enrolment_listen,
             dashboard_listen=dashboard_listen,
             database=database,
+            database_file=database_file and database_file.absolute(),
             blobs=blobs,
+            at_rest_key=at_rest_key and at_rest_key.absolute(),
             training=training,
         )
     profile = folder / "operator"
@@ -108,6 +113,17 @@ def serve(folder: DirOption) -> None:
     no_dumps()
     os.umask(0o077)  # nothing that is written here is for other users of this machine
     serve_until_told(load_settings(folder / FILE), make_log(sys.stderr))
+
+
+@app.command()
+def health(folder: DirOption) -> None:
+    """Say whether the aggregator answers and its database does; ends with exit code 1 when not.
+
+    For the container's engine and scripts. Example: `cairn aggregator health --dir /srv/cairn`
+    """
+    from aggregator.settings import FILE, load_settings  # noqa: PLC0415
+
+    typer.echo(f"answers at {ask_health(load_settings(folder / FILE).state_dir)}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cairn.config import Settings, load
+from cairn.errors import ConfigError
 from cairn.rpc import NAME
 
 FILE = "aggregator.toml"
@@ -101,7 +102,8 @@ class AtRest(BaseModel):
 class AggregatorSettings(Settings):
     """The whole of aggregator.toml.
 
-    addresses  HOST or HOST:PORT under which sites reach the aggregator; the first one is written into invitations
+    addresses      HOST or HOST:PORT under which sites reach the aggregator; the first one is written into invitations
+    database_file  a file of which the first line is the database's URL, with its password: a secret, not a setting
     """
 
     federation: FederationName
@@ -113,10 +115,17 @@ class AggregatorSettings(Settings):
     state_dir: Path = Path()
     pki_dir: Path = Path("pki")
     database: str | None = None
+    database_file: Path | None = None
     blobs: str | None = None
     limits: Limits = Limits()
     at_rest: AtRest = AtRest()
     training: Training | None = None
+
+    @model_validator(mode="after")
+    def _one_database(self) -> Self:
+        if self.database and self.database_file:
+            raise ValueError("database and database_file both name a database; keep one of them")
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -133,7 +142,9 @@ class AggregatorSettings(Settings):
 
     @property
     def database_url(self) -> str:
-        """The database's URL; SQLite in the state folder when none is set."""
+        """The database's URL; SQLite in the state folder when none is set. Raises ConfigError."""
+        if self.database_file:
+            return read_database_file(self.database_file)
         return self.database or f"sqlite:///{self.state_dir / 'cairn.db'}"
 
     @property
@@ -155,6 +166,17 @@ class AggregatorSettings(Settings):
     def addresses_file(self) -> Path:
         """Where the running server announces its actual addresses."""
         return self.state_dir / "addresses.json"
+
+
+def read_database_file(path: Path) -> str:
+    """Read a database's URL out of a file. Raises ConfigError, without the URL."""
+    try:
+        url = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"database_file {path} cannot be read; it holds the database's URL alone") from error
+    if not url or len(url.split()) > 1:
+        raise ConfigError(f"database_file {path} does not hold one URL; postgresql+psycopg://… is expected")
+    return url
 
 
 def load_settings(path: Path) -> AggregatorSettings:

@@ -19,13 +19,14 @@ class Federation:
     """A running federation.
 
     folder      everything lives here: aggregator/, sites/NAME/, logs/
+    aggregator, sites  their processes; None for those that run elsewhere, as in containers
     training    the section of every site.toml of this name; empty when the federation does not train
     profile     the operator's credentials, for `--profile`
     """
 
     folder: Path
-    aggregator: Program
-    sites: dict[str, Program] = field(default_factory=dict)
+    aggregator: Program | None
+    sites: dict[str, Program | None] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,8 +41,8 @@ class Federation:
 
     @property
     def programs(self) -> list[Program]:
-        """Every process, the aggregator first."""
-        return [self.aggregator, *self.sites.values()]
+        """Every process of this machine's, the aggregator first."""
+        return [program for program in (self.aggregator, *self.sites.values()) if program]
 
     def dashboard(self) -> tuple[str, str]:
         """Return the dashboard's address and the token that opens it."""
@@ -52,16 +53,16 @@ class Federation:
         """Return a site's folder: site.toml, images/, state/, labels/."""
         return self.folder / "sites" / site
 
-    def start_aggregator(self) -> None:
+    def start_aggregator(self, source: Path | None = None) -> None:
         """Start the aggregator again after it was stopped or killed; it takes the same ports."""
-        self.aggregator = start_aggregator(self.folder)
+        self.aggregator = start_aggregator(self.folder, source)
 
-    def start_site(self, site: str) -> None:
-        """Start a site's edge node, first or again."""
+    def start_site(self, site: str, source: Path | None = None) -> None:
+        """Start a site's edge node, first or again; `source` as in `deploy.processes.start`."""
         config = str(self.site_folder(site) / "site.toml")
-        self.sites[site] = start(["edge", "run", "--config", config], self.folder / "logs" / f"{site}.log")
+        self.sites[site] = start(["edge", "run", "--config", config], self.folder / "logs" / f"{site}.log", source)
 
-    def join(self, hand: Hand) -> None:
+    def join(self, hand: Hand, source: Path | None = None) -> None:
         """Let a site join: its folder of images, an invitation, enrolment, and its edge node started."""
         folder = self.site_folder(hand.site)
         folder.mkdir(parents=True)
@@ -79,8 +80,8 @@ class Federation:
         config.write_text(tomli_w.dumps(settings), encoding="utf-8")
         invitation = folder / "invitation.txt"
         run(["aggregator", "invite", hand.site, "--profile", str(self.profile), "--out", str(invitation)])
-        run(["edge", "enrol", "--config", str(config), "--invitation", str(invitation)])
-        self.start_site(hand.site)
+        run(["edge", "enrol", "--config", str(config), "--invitation", str(invitation)], source=source)
+        self.start_site(hand.site, source)
 
     def stop(self) -> None:
         """Stop every process, the sites first."""
@@ -90,26 +91,30 @@ class Federation:
             program.stop()
 
 
-def start_aggregator(folder: Path) -> Program:
+def start_aggregator(folder: Path, source: Path | None = None) -> Program:
     """Start the aggregator of a federation's folder and wait until it serves."""
     addresses = folder / "aggregator" / "addresses.json"
     addresses.unlink(missing_ok=True)
-    program = start(["aggregator", "serve", "--dir", str(folder / "aggregator")], folder / "logs" / "aggregator.log")
+    arguments = ["aggregator", "serve", "--dir", str(folder / "aggregator")]
+    program = start(arguments, folder / "logs" / "aggregator.log", source)
     wait_for("the aggregator's addresses", lambda: "dashboard" in announced(addresses), [program], START_S)
     return program
 
 
 @contextmanager
-def federation(folder: Path, hands: Sequence[Hand], training: Mapping[str, Any] | None = None) -> Iterator[Federation]:
+def federation(
+    folder: Path, hands: Sequence[Hand], training: Mapping[str, Any] | None = None, source: Path | None = None
+) -> Iterator[Federation]:
     """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end.
 
     training  the section of every site.toml with which the sites train; None for a federation that does not
+    source    of another version, which the aggregator is to be
     """
     (folder / "logs").mkdir(parents=True)
     wanted = ["--training"] if training else []
     where = ["--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"]
-    run(["aggregator", "init", *where, *wanted])
-    running = Federation(folder, start_aggregator(folder), training=training or {})
+    run(["aggregator", "init", *where, *wanted], source=source)
+    running = Federation(folder, start_aggregator(folder, source), training=training or {})
     try:
         for hand in hands:
             running.join(hand)

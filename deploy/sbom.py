@@ -1,4 +1,7 @@
-"""`python -m deploy.sbom`: a bill of what is installed with Cairn, as CycloneDX JSON, on standard output."""
+"""`python -m deploy.sbom [FOLDER]`: a bill of what is installed with Cairn, as CycloneDX JSON, on standard output.
+
+FOLDER  the site-packages to describe, when not those of the Python that runs this
+"""
 
 import sys
 from collections.abc import Iterator
@@ -16,9 +19,10 @@ from packaging.utils import canonicalize_name
 ROOT = "cairn-federation"
 
 
-def bill() -> Bom:
-    """List Cairn and everything that it needs and that is installed here, with who needs what."""
-    installed = {str(canonicalize_name(found.name)): found for found in distributions()}
+def bill(folder: str | None = None) -> Bom:
+    """List Cairn and everything that it needs and that is installed, here or in a folder, with who needs what."""
+    everything = distributions(path=[folder]) if folder else distributions()
+    installed = {str(canonicalize_name(found.name)): found for found in everything}
     components = {name: _component(name, found) for name, found in installed.items()}
     bom = Bom()
     bom.metadata.component = components[ROOT]
@@ -59,7 +63,7 @@ def _component(name: str, of: Distribution) -> Component:
 
 def main() -> None:
     """Write the bill."""
-    sys.stdout.write(JsonV1Dot6(bill()).output_as_string(indent=1) + "\n")
+    sys.stdout.write(JsonV1Dot6(bill(*sys.argv[1:2])).output_as_string(indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.table import Table
 from cairn import invitation
 from cairn.errors import BadToken, ConfigError
 from cairn.figures import in_words
+from cairn.health import ask as ask_health
 from cairn.secrecy import keep_private, no_dumps
 from cairn.stopping import told_to_stop
 from edge_node import policy_commands
@@ -95,12 +96,20 @@ def check(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT002 - ty
 
 
 @app.command()
-def run(config: Config) -> None:
+def run(
+    config: Config,
+    invited: Annotated[
+        Path | None,
+        typer.Option("--invitation", help="Take this file's invitation up first, where the site has not enrolled yet."),
+    ] = None,
+) -> None:
     """Run the site's service until it is stopped by SIGTERM or Ctrl-C. The log goes to standard error, as JSON lines.
 
     Example: `cairn edge run --config site.toml`
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at its import; its lines would break the log of JSON lines
+    from cairn import enrolment  # noqa: PLC0415
+    from cairn.logs import open_stream  # noqa: PLC0415
     from edge_node.node import Node, alone  # noqa: PLC0415
     from edge_node.status import make_log  # noqa: PLC0415
 
@@ -108,7 +117,19 @@ def run(config: Config) -> None:
     no_dumps()
     stop = told_to_stop()
     with alone(settings.state_dir):
-        Node(settings, stop, make_log(sys.stderr)).run()
+        if invited and not enrolment.tls_files(settings.identity_folder).certificate.exists():
+            enrol(config, str(invited))
+        Node(settings, stop, make_log(open_stream(settings.log, sys.stderr))).run()
+
+
+@app.command()
+def health(config: Config) -> None:
+    """Say whether the service answers; ends with exit code 1 when it does not. For the container's engine and scripts.
+
+    A site that cannot reach the aggregator is well: it goes on by itself.
+    Example: `cairn edge health --config site.toml`
+    """
+    typer.echo(f"answers at {ask_health(load_settings(config).state_dir)}")
 
 
 @app.command()

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
 from cairn.images.image import RawLayout
+from cairn.logs import LogFile
+from cairn.tracing import Telemetry
 from edge_node.privacy.settings import PrivacySettings
 
 
@@ -33,7 +35,14 @@ def _full_fingerprint(text: str) -> str:
     return text.lower()
 
 
+def _inside(address: str) -> str:
+    """Take an address on this machine itself, or every one of a container's own, which `Local` looks at again."""
+    return address if EVERY_ADDRESS.fullmatch(address) else _loopback(address)
+
+
+EVERY_ADDRESS = re.compile(r"0\.0\.0\.0:(\d{1,4}|[1-5]\d{4})")
 Loopback = Annotated[str, AfterValidator(_loopback)]
+Inside = Annotated[str, AfterValidator(_inside)]
 Fingerprint = Annotated[str, AfterValidator(_full_fingerprint)]
 
 
@@ -90,10 +99,24 @@ class Approval(_Section):
 
 
 class Local(_Section):
-    """Where the site's own people look: gRPC status and the read-only page, on this machine only."""
+    """Where the site's own people look: gRPC status and the read-only page, on this machine only.
+
+    in_container  the service has a network of its own, of which others see what the container's engine publishes, and
+                  that on the machine's 127.0.0.1: then, and only then, may the page listen on 0.0.0.0
+    """
 
     listen: Loopback = "127.0.0.1:0"
-    page: Loopback = "127.0.0.1:0"
+    page: Inside = "127.0.0.1:0"
+    in_container: bool = False
+
+    @model_validator(mode="after")
+    def _nobody_else(self) -> "Local":
+        if EVERY_ADDRESS.fullmatch(self.page) and not self.in_container:
+            raise ValueError(
+                f"page {self.page!r} would let everybody on the network read it; write 127.0.0.1:PORT, or in a "
+                "container in_container = true, and publish the port on 127.0.0.1 alone"
+            )
+        return self
 
 
 Table = Mapping[str, Any]
@@ -226,6 +249,8 @@ class SiteSettings(Settings):
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"
     threads: int = Field(2, ge=1, le=256)
     rescan_seconds: float = Field(60.0, gt=0)
+    log: LogFile = LogFile()
+    telemetry: Telemetry = Telemetry()
 
     @property
     def labels_folder(self) -> Path:

@@ -48,14 +48,15 @@ state_dir = "."
 # The CA's private key, ca.key: whoever has it can let anybody in.
 pki_dir = "pki"
 
-# SQLite in state_dir when not set. A password belongs into a file: ...?passfile=/run/secrets/pgpass
+# SQLite in state_dir when not set. A URL with a password belongs into a file, database_file.
 {database}
+{database_file}
 # Blobs in state_dir/blobs when not set; S3-compatible storage as s3://bucket/prefix.
 {blobs}
 
 # Blobs and checkpoints are sealed on the disk with this key: cairn aggregator at-rest key FILE makes one.
 [at_rest]
-# key_file = "/etc/cairn/at-rest.key"
+{key_file}
 
 [limits]
 # threads = 256            # calls open at once; every connected site holds one or two
@@ -80,7 +81,9 @@ def initialise(
     enrolment_listen: str | None = None,
     dashboard_listen: str | None = None,
     database: str | None = None,
+    database_file: Path | None = None,
     blobs: str | None = None,
+    at_rest_key: Path | None = None,
     training: bool = False,
 ) -> AggregatorSettings:
     """Make everything that `serve` needs. Raises ConfigError when something is there already; then nothing changes."""
@@ -106,6 +109,7 @@ def initialise(
                     (listen, enrolment_listen, dashboard_listen),
                     database,
                     blobs,
+                    secrets=(database_file, at_rest_key),
                     training=training,
                 ).encode()
             )
@@ -159,6 +163,7 @@ def _settings_text(
     database: str | None,
     blobs: str | None,
     *,
+    secrets: tuple[Path | None, Path | None],
     training: bool,
 ) -> str:
     try:
@@ -175,7 +180,8 @@ def _settings_text(
         join_address("127.0.0.1", port and port + 2),
     )
     chosen = [given or default for given, default in zip(listens, defaults, strict=True)]
-    for text in (federation, *addresses, *chosen, database or "", blobs or ""):
+    database_file, at_rest_key = (str(path) if path else "" for path in secrets)
+    for text in (federation, *addresses, *chosen, database or "", blobs or "", database_file, at_rest_key):
         if not text.isprintable() or '"' in text or "\\" in text:
             raise ConfigError(f"{text[:80]!r} cannot be written into {FILE}")
     return TOML.format(
@@ -185,7 +191,14 @@ def _settings_text(
         enrolment_listen=chosen[1],
         dashboard_listen=chosen[2],
         database=f'database = "{database}"' if database else '# database = "postgresql+psycopg://cairn@host/cairn"',
+        database_file=_line("database_file", database_file, "/run/secrets/database"),
+        key_file=_line("key_file", at_rest_key, "/etc/cairn/at-rest.key"),
         blobs=f'blobs = "{blobs}"' if blobs else '# blobs = "s3://bucket/prefix"',
         training="[training]" if training else "# [training]",
         superlink_listen=f'{"" if training else "# "}superlink_listen = "{join_address(bind, port and port + 3)}"',
     )
+
+
+def _line(key: str, value: str, example: str) -> str:
+    """Write a setting, or an example of it behind a hash."""
+    return f'{key} = "{value}"' if value else f'# {key} = "{example}"'

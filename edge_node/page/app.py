@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -113,6 +113,7 @@ def make_app(site: Site) -> Starlette:
         routes=[
             Route("/", page),
             Route("/live", live),
+            Route("/healthz", lambda _request: PlainTextResponse("ok\n", headers=HEADERS)),
             Route("/picture/{path:path}", picture),
             *(trainer_routes(site.trainer) if site.trainer else ()),
             Mount("/static", StaticFiles(packages=[("edge_node.page", "static")])),
