@@ -73,6 +73,7 @@ def test_every_program_is_found_by_its_entry_point() -> None:
         "aggregator",
         "craft",
         "demo",
+        "deploy",
         "edge",
         "evaluate",
         "explain",

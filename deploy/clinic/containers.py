@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from docker.errors import ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import Mount
 
 from cairn.errors import CairnError, ConfigError
@@ -159,8 +159,8 @@ def wait_until_well(engine: Engine, container: Any, patience_s: float) -> None:
             try:
                 if container.exec_run(command).exit_code == 0:
                     return
-            except NotFound:
-                continue
+            except APIError:
+                continue  # it ended between the two calls: the next look says how
             if time.monotonic() > deadline:
                 raise CairnError(f"{container.name} was not healthy within {patience_s:.0f} s: {last_words(container)}")
             time.sleep(LOOK_S)

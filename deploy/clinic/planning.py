@@ -15,6 +15,9 @@ SPEC = "cairn.spec"
 SETTINGS, SECRETS = "/etc/cairn", "/run/secrets"
 TMP = "/tmp"  # noqa: S108 # nosec B108
 DRAIN_S = 45  # a service that is asked to stop ends what is under way within this
+PAGE = 8447  # of a site, inside the container
+# Secrets that the aggregator reads from a file, and by which variable it hears of it.
+READ = {"at-rest-key": "CAIRN_AT_REST__KEY_FILE", "database-url": "CAIRN_DATABASE_FILE"}
 LOOPBACK = "127.0.0.1"
 ANYWHERE = "0.0.0.0"  # noqa: S104 - sites come from outside
 
@@ -79,11 +82,13 @@ def plan(wanted: Deployment) -> Planned:
         # Outside the same ports as inside: invitations hold them.
         environment = {f"CAIRN_{key}": f"{ANYWHERE}:{port}" for key, port in listens.items()}
         ports = {port: (LOOPBACK if port == ours.pages else ANYWHERE, port) for port in listens.values()}
-        if "at-rest-key" in wanted.secrets:
-            environment["CAIRN_AT_REST__KEY_FILE"] = f"{SECRETS}/at-rest-key"
+        environment |= {variable: f"{SECRETS}/{name}" for name, variable in READ.items() if name in wanted.secrets}
     else:
         command = ("edge", "run", "--config", f"{SETTINGS}/site.toml")
         volumes[f"{name}-settings"] = f"{SETTINGS}:ro"
+        if wanted.page:
+            environment = {"CAIRN_LOCAL__PAGE": f"{ANYWHERE}:{PAGE}", "CAIRN_LOCAL__IN_CONTAINER": "true"}
+            ports = {PAGE: (LOOPBACK, wanted.page)}
     return Planned(
         container=name,
         image=wanted.image,

@@ -160,8 +160,6 @@ def _founding(wanted: Deployment) -> list[str]:
     ports = (("--listen", ours.listen), ("--enrolment-listen", ours.enrolment), ("--dashboard-listen", ours.pages))
     for option, port in ports:
         command += [option, f"0.0.0.0:{port}"]
-    if ours.database:
-        command += ["--database", ours.database]
     return [*command, "--training"] if ours.training else command
 
 

@@ -59,7 +59,6 @@ class Founding(BaseModel):
 
     federation      written into every certificate
     addresses       HOST or HOST:PORT under which sites reach this machine
-    database        SQLAlchemy URL; SQLite in the state volume when not set
     pages           port of the dashboard, on the engine's loopback address alone
     training        also publish the SuperLink's port, and train
     """
@@ -68,7 +67,6 @@ class Founding(BaseModel):
 
     federation: FederationName
     addresses: tuple[Public, ...] = Field(min_length=1)
-    database: str | None = None
     listen: Port = 8443
     enrolment: Port = 8444
     pages: Port = 8445
@@ -85,7 +83,8 @@ class Deployment(Settings):
     site            the site's settings as they are to be in the container, site.toml
     invitation      file of the one-time invitation; needed until the site is enrolled
     data            name = folder on the engine's machine; in the container it is /data/NAME, and can only be read
-    secrets         name = file on this machine; in the container it is /run/secrets/NAME
+    secrets         name = file on this machine; in the container it is /run/secrets/NAME. An aggregator takes
+                    `at-rest-key` and `database-url` (else SQLite in the volume); another name is only there
     aggregator      for an aggregator, instead of `site`
     memory, cpus    the most that the container may use
     page            port on the engine's loopback address under which the site's page can be seen

@@ -17,36 +17,12 @@ from deploy.clinic.planning import Planned
 
 # Fields of the services' logs that name nothing of a patient; all others are left out.
 FIELDS = frozenset(
-    {
-        *(
-            "timestamp",
-            "level",
-            "event",
-            "kind",
-            "site",
-            "federation",
-            "study",
-            "stage",
-            "window",
-            "run",
-            "round",
-            "plan",
-        ),
-        *("fingerprint", "method", "thread", "bytes", "grpc", "page", "address", "enrolment", "dashboard", "superlink"),
-        *(
-            "version",
-            "state",
-            "code",
-            "seconds",
-            "attempt",
-            "process",
-            "pid",
-            "trace_id",
-            "span_id",
-            "request",
-            "member",
-        ),
-    }
+    re.findall(
+        r"\w+",
+        "time timestamp level event kind site federation study stage window run round plan fingerprint method thread "
+        "bytes grpc page address enrolment dashboard superlink version state code seconds attempt process pid trace_id "
+        "span_id request member retry_in_seconds stream rows files sites ended signal exit",
+    )
 )
 TRACE = re.compile(r'^\s*File "(?:[^"]*/)?([^"/]+)", line (\d+), in ([\w<>]+)')
 RAISED = re.compile(r"^([\w.]+(?:Error|Exception|Interrupt|Exit))\b")

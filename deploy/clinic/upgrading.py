@@ -99,7 +99,7 @@ def upgrade(engine: Engine, wanted: Deployment, seen: Seen, progress: Progress, 
 def _replace(engine: Engine, wanted: Deployment, seen: Seen, old: Any, *, was_connected: bool, say: Say) -> Any:
     """Try the new image on a copy, then start it in the place of the stopped old one. Raises CairnError."""
     planned = seen.planned
-    if wanted.aggregator and wanted.aggregator.database:
+    if "database-url" in wanted.secrets:
         say("the database is not in the volume: no trial on a copy")
     else:
         _trial(engine, planned, wanted, seen)
