@@ -4,6 +4,7 @@ The key-encryption key comes from a file, `at_rest.key_file`, or from the enviro
 data keys that it wraps are in `data-keys.json` of the state folder.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,3 +50,14 @@ def open_sealer(settings: AggregatorSettings) -> Sealer | None:
             f"files here are sealed and no key is set; set at_rest.key_file in aggregator.toml, or {VARIABLE}"
         )
     return None
+
+
+def wrapped_by(settings: AggregatorSettings) -> tuple[str, ...]:
+    """Name the key-encryption keys in which the data keys are wrapped; none when nothing was ever sealed."""
+    try:
+        kept = json.loads(data_keys(settings).read_bytes())["keys"].values()
+        return tuple(sorted({str(one["by"]) for one in kept}))
+    except FileNotFoundError:
+        return ()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError("data-keys.json is damaged: without it nothing that is sealed opens; restore it") from error

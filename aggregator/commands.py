@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aggregator import at_rest_commands, audit_commands
+from aggregator.backup import commands as backup_commands
 from cairn import enrolment, invitation
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
@@ -109,10 +110,12 @@ def serve(folder: DirOption) -> None:
     from aggregator.server import serve_until_told  # noqa: PLC0415 - other commands start faster without it
     from aggregator.settings import FILE, load_settings  # noqa: PLC0415
     from aggregator.telemetry import make_log  # noqa: PLC0415
+    from cairn.logs import open_stream  # noqa: PLC0415
 
     no_dumps()
     os.umask(0o077)  # nothing that is written here is for other users of this machine
-    serve_until_told(load_settings(folder / FILE), make_log(sys.stderr))
+    settings = load_settings(folder / FILE)
+    serve_until_told(settings, make_log(open_stream(settings.log, sys.stderr)))
 
 
 @app.command()
@@ -287,6 +290,8 @@ def dashboard_token(
         typer.echo(token)
 
 
+app.command()(backup_commands.backup)
+app.command()(backup_commands.restore)
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(at_rest_commands.app, name="at-rest")
 

@@ -52,6 +52,15 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def newest_revision() -> str:
+    """Say which revision of the schema this version's migrations lead to."""
+    with as_file(files("aggregator") / "migrations") as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        return str(ScriptDirectory.from_config(config).get_current_head())
+
+
 def upgrade(engine: Engine) -> None:
     """Bring the schema up to date by the packaged migrations, once, whoever else starts at the same time.
 

@@ -5,32 +5,31 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy.orm import Session
 
 from aggregator import database
 from aggregator.at_rest import open_sealer
 from aggregator.dashboard.app import make_app
+from aggregator.housekeeping import Housekeeping
 from aggregator.intake.store import BlobStore
 from aggregator.intake.tallies_service import TalliesService
-from aggregator.intake.uploads import Uploads
+from aggregator.intake.uploads import Entered, Uploads
 from aggregator.masking.arrivals import Arrivals
 from aggregator.masking.service import MaskingService
 from aggregator.masking.sums import Sums
+from aggregator.measuring import measure
 from aggregator.members import pki, trainer
 from aggregator.members.enrolment_service import EnrolmentService, Gate, RenewalService
 from aggregator.members.server_certificate import ServerCertificate
-from aggregator.members.sites_service import SitesService, connected_sites, received_bytes
+from aggregator.members.sites_service import SitesService
 from aggregator.members.tokens import Attempts
 from aggregator.ports import Ports, bind_all
 from aggregator.runs import superlink
 from aggregator.runs.bell import Bell
-from aggregator.runs.records import count_runs
 from aggregator.runs.replay import ReplayPlans
 from aggregator.runs.runs_service import RunsService
 from aggregator.runs.training_service import TrainingService
@@ -39,14 +38,15 @@ from aggregator.study.board import Board
 from aggregator.study.coordinator import Coordinator
 from aggregator.study.plans_service import PlansService
 from aggregator.study.service import StudiesService
-from aggregator.tables import RunState
 from aggregator.telemetry import make_metrics
 from aggregator.web import Web
 from cairn import rpc
 from cairn.errors import CairnError, ConfigError
 from cairn.files import write_atomically
 from cairn.invitation import Invitation
+from cairn.rpc import Identity
 from cairn.stopping import told_to_stop
+from cairn.tracing import open_traces
 from cairn.v1 import (
     enrolment_pb2_grpc,
     masking_pb2_grpc,
@@ -122,7 +122,14 @@ class Aggregator:
         self._arrivals = Arrivals(self.engine, now, self._something_came)
         self._superlink: superlink.Superlink | None = None
         self._gate = Gate(self.engine, settings.federation, now)
-        self._admission = rpc.Admission(ROLES, self._gate, self._failed, settings.limits.calls_a_second)
+        self._traces = open_traces(settings.telemetry, "cairn-aggregator", settings.federation)
+        self._admission = rpc.Admission(
+            ROLES,
+            self._gate,
+            self._failed,
+            settings.limits.calls_a_second,
+            lambda method, who: self._traces.span(method, b"", **{who.role: who.name}),
+        )
         self._server = rpc.server([self._admission], settings.limits.threads)
         self._stopped = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="sweep", daemon=True)
@@ -160,8 +167,13 @@ class Aggregator:
             log=log,
             metrics=self.metrics,
             sums=self._sums,
+            traces=self._traces,
         )
-        self._measure()
+        measure(self.metrics, self.engine, settings, now)
+        self._housekeeping = Housekeeping(
+            self.engine, self._store, settings.runs, settings.retention, authority,
+            now=now, log=log, metrics=self.metrics,
+        )  # fmt: skip
         self._serve_sites(authority)
         self._serve_operators(authority)
         self._serve_trainer()
@@ -213,17 +225,11 @@ class Aggregator:
         service = TrainingService(self.engine, self._store, plans, self._bell, **parts)
         training_pb2_grpc.add_TrainingServicer_to_server(service, self._server)
 
-    def _measure(self) -> None:
-        self.metrics.sites.set_function(lambda: self._ask(lambda session: connected_sites(session, self._now())))
-        self.metrics.ledger_bytes.set_function(lambda: self._ask(received_bytes))
-        for state in get_args(RunState):
-            count = partial(self._ask, partial(count_runs, state=state))
-            self.metrics.runs.labels(state).set_function(count)
-
     def start(self) -> None:
         """Serve, then announce the addresses."""
         self._coordinator.start()
         self._sweeper.start()
+        self._housekeeping.start()
         self._web.start()
         self._enrolment.start()
         self._server.start()
@@ -252,7 +258,9 @@ class Aggregator:
         self._coordinator.stop()
         if self._sweeper.is_alive():
             self._sweeper.join()
+        self._housekeeping.stop()
         self._web.stop()
+        self._traces.stop()
         self.engine.dispose()
         self._log.info("stopped")
 
@@ -300,25 +308,23 @@ class Aggregator:
             token="",
         )
 
-    def _counted(self) -> None:
+    def _counted(self, entered: Entered) -> None:
         self.metrics.uploads.inc()
+        self._log.info("tally counted", **asdict(entered))
         self._something_came()
 
     def _something_came(self) -> None:
         self._coordinator.wake()
         self._bell.ring()
 
-    def _ask(self, question: Callable[[Session], int]) -> int:
-        with database.reading(self.engine) as session:
-            return question(session)
-
-    def _failed(self, method: str, error: Exception) -> None:
+    def _failed(self, method: str, error: Exception, who: Identity | None) -> None:
         kind = type(error).__name__ if isinstance(error, CairnError) else "unexpected"
         self.metrics.errors.labels(kind).inc()
+        ids = {who.role: who.name} if who else {}
         if isinstance(error, CairnError):
-            self._log.info("refused", method=method, kind=kind, because=str(error))
+            self._log.info("refused", method=method, kind=kind, because=str(error), **ids)
         else:
-            self._log.error("failed", method=method, exc_info=error)
+            self._log.error("failed", method=method, exc_info=error, **ids)
 
 
 def serve_until_told(settings: AggregatorSettings, log: Log) -> None:

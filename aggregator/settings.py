@@ -9,7 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
+from cairn.logs import LogFile
 from cairn.rpc import NAME
+from cairn.tracing import Telemetry
 
 FILE = "aggregator.toml"
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -99,6 +101,21 @@ class AtRest(BaseModel):
     key_file: Path | None = None
 
 
+class Retention(BaseModel):
+    """What is dropped so many days after it has served its purpose; None keeps it for ever.
+
+    site_tallies_days  what single sites sent for a plan, after its sum was made; sums stay
+    checkpoints_days   of a run, after it is done; the best and the last stay
+    run_log_days       lines of a run's log, after it is done
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    site_tallies_days: int | None = Field(None, ge=1)
+    checkpoints_days: int | None = Field(None, ge=1)
+    run_log_days: int | None = Field(None, ge=1)
+
+
 class AggregatorSettings(Settings):
     """The whole of aggregator.toml.
 
@@ -120,6 +137,9 @@ class AggregatorSettings(Settings):
     limits: Limits = Limits()
     at_rest: AtRest = AtRest()
     training: Training | None = None
+    retention: Retention = Retention()
+    log: LogFile = LogFile()
+    telemetry: Telemetry = Telemetry()
 
     @model_validator(mode="after")
     def _one_database(self) -> Self:

@@ -1,10 +1,11 @@
 """Logs as JSON lines and metrics for Prometheus. Neither ever holds a pixel value, a file name or a patient's name."""
 
 from dataclasses import dataclass
-from typing import TextIO
 
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from cairn import logs
+from cairn.logs import Log, Stream
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,19 @@ class Metrics:
     ledger_bytes   of all uploads in the ledger, also of former runs; the server sets its function
     merges         merged tallies made
     errors         calls that failed, by `kind`, the error's class
-    sites          sites connected now; the server sets its function
+    sites          sites connected now; measuring.py sets the functions of this and of what follows, but the last ones
+    sites_enrolled sites that are members
+    stages_overdue open plans whose deadline has passed
+    studies        by `state`
+    disk_size, disk_free  bytes of the disk with the state folder
+    backup         when the last one was made, seconds since the epoch; 0: never
     stage_seconds  from opening a stage to its merge, by `stage`
     runs           training runs, by `state`; the server sets its functions
     rounds         of training that counted
     round_seconds  that such a round took
     training_up    whether the SuperLink answers and the trainer is there, by `process`
+    step_failures  steps of studies that failed and are tried again
+    certificate_ends  seconds since the epoch, by `holder`: "ca", "site/north", "operator/ada"
     """
 
     registry: CollectorRegistry
@@ -29,11 +37,19 @@ class Metrics:
     merges: Counter
     errors: Counter
     sites: Gauge
+    sites_enrolled: Gauge
+    stages_overdue: Gauge
+    studies: Gauge
+    disk_size: Gauge
+    disk_free: Gauge
+    backup: Gauge
     stage_seconds: Histogram
     runs: Gauge
     rounds: Counter
     round_seconds: Histogram
     training_up: Gauge
+    step_failures: Counter
+    certificate_ends: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -46,6 +62,12 @@ def make_metrics() -> Metrics:
         merges=Counter("cairn_merges", "Merged tallies made.", registry=registry),
         errors=Counter("cairn_errors", "Calls that failed, by the error's kind.", ["kind"], registry=registry),
         sites=Gauge("cairn_sites_connected", "Sites connected now.", registry=registry),
+        sites_enrolled=Gauge("cairn_sites_enrolled", "Sites that are members.", registry=registry),
+        stages_overdue=Gauge("cairn_stages_overdue", "Open stages whose deadline has passed.", registry=registry),
+        studies=Gauge("cairn_studies", "Studies, by state.", ["state"], registry=registry),
+        disk_size=Gauge("cairn_disk_bytes", "Size of the disk with the state folder.", registry=registry),
+        disk_free=Gauge("cairn_disk_free_bytes", "Free bytes of the disk with the state folder.", registry=registry),
+        backup=Gauge("cairn_last_backup_timestamp_seconds", "Of the last backup; 0: never.", registry=registry),
         stage_seconds=Histogram(
             "cairn_stage_seconds",
             "Seconds from opening a stage to its merge.",
@@ -64,23 +86,16 @@ def make_metrics() -> Metrics:
         training_up=Gauge(
             "cairn_training_up", "Whether a process of training is there.", ["process"], registry=registry
         ),
+        step_failures=Counter("cairn_step_failures", "Steps of studies that failed; tried again.", registry=registry),
+        certificate_ends=Gauge(
+            "cairn_certificate_ends_timestamp_seconds",
+            "Ends, by holder.",
+            ["holder"],
+            registry=registry,
+        ),
     )
 
 
-def make_log(stream: TextIO) -> structlog.typing.FilteringBoundLogger:
-    """Make a logger that writes one JSON object a line: time in UTC, level, event, and what the caller binds."""
-    log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            # No local variables: they could hold tables or tokens, and where it happened is enough.
-            structlog.processors.ExceptionRenderer(
-                structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
-            ),
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        cache_logger_on_first_use=True,
-    )
-    return log
+def make_log(stream: Stream) -> Log:
+    """Make the aggregator's logger."""
+    return logs.make_log(stream, quotes=True)

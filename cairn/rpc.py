@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -175,20 +175,23 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
     roles   full service name → roles that may call it; a service that is not listed admits nobody
     admit   called with every caller that has a right role; raises Revoked or NotEnrolled. None: the port asks for
             no certificate, and every listed service is open.
-    failed  called with the method and every error, before the call is aborted with it
+    failed  called with the method, every error, and who called if that is known, before the call is aborted with it
+    around  entered around every call that was admitted, with its method and who calls
     """
 
     def __init__(
         self,
         roles: Mapping[str, frozenset[str]],
         admit: Callable[[Caller], None] | None,
-        failed: Callable[[str, Exception], None],
+        failed: Callable[[str, Exception, Identity | None], None],
         calls_a_second: float = CALLS_A_SECOND,
+        around: Callable[[str, Identity], AbstractContextManager[None]] = lambda _method, _who: nullcontext(),
     ) -> None:
         self._roles = roles
         self._admit = admit
         self._failed = failed
         self._rate = calls_a_second
+        self._around = around
         self._lock = threading.Lock()
         self._open: Counter[Identity] = Counter()
         self._streams: dict[grpc.ServicerContext, Caller] = {}
@@ -270,7 +273,8 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             if streams:
                 self._streams[context] = who
         try:
-            yield
+            with self._around(method, who.identity):
+                yield
         finally:
             with self._lock:
                 self._streams.pop(context, None)
@@ -288,10 +292,16 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             raise Unreachable(f"{who.name} begins more than {self._rate:.0f} calls a second; try again later")
         self._allowance[who] = left - 1, now
 
+    def _who(self, context: grpc.ServicerContext) -> Identity | None:
+        try:
+            return caller(context).identity if self._admit else None
+        except CairnError:
+            return None
+
     def _abort(self, method: str, context: grpc.ServicerContext, error: Exception) -> NoReturn:
         if isinstance(error, grpc.RpcError) and not context.is_active():
             raise error  # the caller went away in the middle of its own stream; gRPC knows
-        self._failed(method, error)
+        self._failed(method, error, self._who(context))
         if isinstance(error, CairnError) and not isinstance(error, ConfigError):
             trailing = [(KIND, type(error).__name__)]
             if isinstance(error, OffsetMismatch):

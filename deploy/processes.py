@@ -1,6 +1,7 @@
 """Run Cairn's programs as processes, wait for what they announce, and take them down again."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,11 +50,16 @@ class Program:
             return -9
 
 
-def start(arguments: Sequence[str], log: Path) -> Program:
-    """Start `cairn ARGUMENTS…` with its output appended to a log file."""
+def start(arguments: Sequence[str], log: Path, source: Path | None = None) -> Program:
+    """Start `cairn ARGUMENTS…` with its output appended to a log file.
+
+    source  folder of another version's source, to run that one
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "cairn", *arguments],
+            cwd=source,
+            env={**os.environ, "PYTHONPATH": str(source)} if source else None,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -61,10 +67,19 @@ def start(arguments: Sequence[str], log: Path) -> Program:
     return Program(tuple(arguments), log, process)
 
 
-def run(arguments: Sequence[str], timeout_s: float = 120.0) -> str:
-    """Run `cairn ARGUMENTS…` to its end and return what it printed. Raises CairnError with its sentence."""
+def run(arguments: Sequence[str], timeout_s: float = 120.0, source: Path | None = None) -> str:
+    """Run `cairn ARGUMENTS…` to its end and return what it printed. Raises CairnError with its sentence.
+
+    source  folder of another version's source, to run that one
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "cairn", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+        [sys.executable, "-m", "cairn", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(source)} if source else None,
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cairn.errors import ConfigError, IdentityError
 from cairn.secrecy import keep_private
+from cairn.tracing import open_traces
 from edge_node import local_service
 from edge_node.approval import Offers, not_allowed, reason_against
 from edge_node.audit import AuditLog, first_broken
@@ -66,6 +67,8 @@ class Node:
         self._died: list[BaseException] = []
         state, identity = settings.state_dir, settings.identity_folder
         self._enrolled = read_enrolled(identity)
+        log = self._log = log.bind(site=self._enrolled.site)
+        traces = self._traces = open_traces(settings.telemetry, "cairn-edge", self._enrolled.site)
         board = self._board = Board(state / "problems.json")
         outbox = self._outbox = Outbox(state / "outbox")
         self._audit = AuditLog(state / "audit.jsonl", lambda: datetime.now(UTC))
@@ -96,6 +99,7 @@ class Node:
             log=log,
             pace=Pace(),
             door=door,
+            traces=traces,
         )
         self._sending = Sending(
             uplink,
@@ -135,6 +139,7 @@ class Node:
             sealed=self._sealed,
             changed=self._note_plans,
             log=log,
+            traces=traces,
         )
         self._replay = ReplayTallies(settings, offers=offers, outbox=outbox, board=board, sealed=self._sealed, log=log)
         self._training = settings.training and Training(
@@ -238,6 +243,7 @@ class Node:
         self._connection.close()
         for thread in threads:
             thread.join(PATIENCE_S)
+        self._traces.stop()
 
     def _offered(self, wanted: Wanted) -> None:
         self._offers.take(wanted.plans)

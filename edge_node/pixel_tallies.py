@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from cairn import kernels
 from cairn.errors import CairnError, IdentityError, PolicyError, StorageFull
 from cairn.plan import Plan, RunStage
+from cairn.tracing import Traces
 from edge_node import worker
 from edge_node.approval import Offer, Offers
 from edge_node.outbox import FULL, Outbox
@@ -35,6 +36,7 @@ class PixelTallies:
         sealed: Callable[[], None],
         changed: Callable[[], None],
         log: Log,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._offers = offers
@@ -44,6 +46,7 @@ class PixelTallies:
         self._sealed = sealed
         self._changed = changed
         self._log = log
+        self._traces = traces or Traces()
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -73,27 +76,28 @@ class PixelTallies:
         """Count one plan and seal the tally; False when it is to be tried again later."""
         plan = offer.plan
         assert plan is not None  # an offer without a plan is refused
-        of, stage = offer.fingerprint, plan.stage.stage
-        self._log.info("stage begins", study=plan.study, stage=stage, window=plan.window, plan=of.hex())
+        of, ids = offer.fingerprint, _ids(offer)
+        self._log.info("stage begins", **ids)
         try:
             ledger = Ledger(self._settings.state_dir, self._settings.privacy) if plan.privacy is not None else None
-            counted = worker.count(
-                worker.Job(
-                    plan,
-                    of,
-                    self._settings,
-                    functions,
-                    self._board,
-                    cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
-                    seed=ledger.sampling_seed(of) if ledger else b"",
+            with self._traces.span("count", of, **ids):
+                counted = worker.count(
+                    worker.Job(
+                        plan,
+                        of,
+                        self._settings,
+                        functions,
+                        self._board,
+                        cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
+                        seed=ledger.sampling_seed(of) if ledger else b"",
+                    )
                 )
-            )
             self._report()  # so that the aggregator knows the size of the images when the tally arrives
             if ledger is not None:
                 counted = noised(plan, counted, ledger.spend(plan, of, counted.tables, datetime.now(UTC)))
             self._outbox.seal(plan, counted)
         except worker.GivenUp:
-            self._log.info("stage given up", study=plan.study, stage=stage, closed=not halt.is_set())
+            self._log.info("stage given up", **ids, closed=not halt.is_set())
             return True
         except (worker.NothingCountable, PolicyError) as error:
             self._offers.refuse(of, str(error))
@@ -101,17 +105,17 @@ class PixelTallies:
         except IdentityError:
             raise
         except (CairnError, OSError) as error:
-            self._later(plan, error)
+            self._later(offer, plan, error)
             return False
         finally:
             self._board.work(None)
             self._changed()
         self._board.problems("work", [])
-        self._log.info("tally sealed", study=plan.study, stage=stage, window=plan.window)
+        self._log.info("tally sealed", **ids)
         self._sealed()
         return True
 
-    def _later(self, plan: Plan, error: CairnError | OSError) -> None:
+    def _later(self, offer: Offer, plan: Plan, error: CairnError | OSError) -> None:
         what = f"{plan.study}, {plan.stage.stage}"
         if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL):
             kind = "the disk is full"
@@ -120,4 +124,10 @@ class PixelTallies:
             kind = "a stage could not be worked"
             sentence = f"{what} could not be worked, it is tried again: {error}"
         self._board.problems("work", [Problem(kind, sentence)])
-        self._log.warning("stage put off", study=plan.study, stage=plan.stage.stage, kind=type(error).__name__)
+        self._log.warning("stage put off", **_ids(offer), kind=type(error).__name__)
+
+
+def _ids(offer: Offer) -> dict[str, str | int]:
+    plan = offer.plan
+    assert plan is not None  # an offer without a plan is refused
+    return {"study": plan.study, "stage": plan.stage.stage, "window": plan.window, "plan": offer.fingerprint.hex()}

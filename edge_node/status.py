@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
-import structlog
-
+from cairn import logs
 from cairn.files import write_atomically
+from cairn.logs import Stream
 
 Connection = Literal["connecting", "connected", "away", "refused"]
 PlanState = Literal["refused", "waiting", "round", "counting", "pending", "masked", "sent", "parked"]
 TrainingState = Literal["off", "impossible", "waiting", "starting", "running", "failing"]
+Log = logs.Log
 
 
 @dataclass(frozen=True)
@@ -207,31 +208,6 @@ def for_aggregator(problems: Iterable[Problem]) -> list[str]:
     return [f"{kind} ({number} ×)" if number > 1 else kind for kind, number in kinds.items()]
 
 
-Log = structlog.typing.FilteringBoundLogger
-
-
-def _without_messages(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    # A library's message may quote the file that it stumbled over; which class was raised where is enough.
-    for one in event.get("exception", ()):
-        one.pop("exc_value", None)
-        one.pop("exc_notes", None)
-    return event
-
-
-def make_log(stream: TextIO) -> Log:
-    """Make a logger of one JSON object a line. No pixel value, file name or patient's name is ever handed to it."""
-    log: Log = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.ExceptionRenderer(
-                structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
-            ),
-            _without_messages,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        cache_logger_on_first_use=True,
-    )
-    return log
+def make_log(stream: Stream) -> Log:
+    """Make a site's logger; a library's message may quote a file's name, so what exceptions say is left out."""
+    return logs.make_log(stream, quotes=False)

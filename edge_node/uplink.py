@@ -28,6 +28,7 @@ from cairn.errors import (
     WindowClosed,
 )
 from cairn.rpc import errors_from_wire
+from cairn.tracing import Traces
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
 from edge_node import audit
 from edge_node.door import Door, Shut
@@ -86,6 +87,7 @@ class Uplink:
 
     channel  gives the channel to the aggregator; asked anew for every attempt
     stop     ends the work between two messages; the rest is sent after a restart
+    traces   take a span for every attempt
     door     asked before a tally begins to leave, and by its hours before every attempt; None: always open
     sent     called with the number of bytes of every message that goes out
     trouble  called with a sentence when an attempt failed or a tally was set aside
@@ -103,6 +105,7 @@ class Uplink:
         log: Log,
         pace: Pace,
         door: Door | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._channel = channel
         self._outbox = outbox
@@ -113,6 +116,7 @@ class Uplink:
         self._trouble = trouble
         self._log = log
         self._pace = pace
+        self._traces = traces or Traces()
         self._woken = threading.Event()
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
 
@@ -155,7 +159,8 @@ class Uplink:
                 wait=lambda state: self._failed(state, delivery),
                 reraise=True,
             ):
-                with attempt, errors_from_wire():
+                span = self._traces.span("send", sealed.fingerprint, **_ids(sealed))
+                with attempt, span, errors_from_wire():
                     if (shut := self._door.closed()) is not None:
                         return shut
                     self._attempt(delivery)
@@ -164,9 +169,7 @@ class Uplink:
         except CairnError:
             return "damaged" if delivery.damaged else "stopped"
         self._audit.append_once(_departure("acknowledged", delivery))
-        self._log.info(
-            "tally acknowledged", study=sealed.study, stage=sealed.stage, window=sealed.window, size=delivery.size
-        )
+        self._log.info("tally acknowledged", size=delivery.size, **_ids(sealed))
         return "sent"
 
     def hurry(self) -> None:
@@ -243,6 +246,11 @@ class Uplink:
             sealed = delivery.sealed
             self._trouble(f"sending {sealed.study}, {sealed.stage} failed, trying again in {seconds:.0f} s: {error}")
         return seconds
+
+
+def _ids(sealed: Sealed) -> dict[str, str | int]:
+    plan = sealed.fingerprint.hex()
+    return {"study": sealed.study, "stage": sealed.stage, "window": sealed.window, "plan": plan}
 
 
 def _departure(event: audit.Event, delivery: _Delivery) -> audit.Departure:

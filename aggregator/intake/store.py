@@ -47,6 +47,11 @@ class BlobStore:
         if self._local:
             Path(self._root).mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the blobs are, on a disk of this machine; None for an object store."""
+        return Path(self._root) if self._local else None
+
     def put(self, source: Path, digest: str) -> None:
         """Move a file into the store; afterwards it is no longer at `source`. Raises StorageFull.
 
@@ -89,15 +94,41 @@ class BlobStore:
         with file:
             yield open_any(cast("BinaryIO", file), self._sealer, context(digest))
 
+    def listed(self) -> Iterator[str]:
+        """List the blobs that are there now, by their digests."""
+        self._fs.invalidate_cache()
+        for path in self._fs.find(self._root):
+            if _DIGEST.fullmatch(digest := str(path).rpartition("/")[2]):
+                yield digest
+
+    @contextmanager
+    def open_raw(self, digest: str) -> Iterator[tuple[BinaryIO, int]]:
+        """Open a blob as it lies in the store, sealed or not, and say its size. Raises StudyError when it is gone."""
+        try:
+            size = int(self._fs.size(self._path(digest)))
+            file = self._fs.open(self._path(digest), "rb")
+        except FileNotFoundError as error:
+            raise StudyError(f"the blob {digest[:12]} is missing from the aggregator's store") from error
+        with file:
+            yield cast("BinaryIO", file), size
+
+    def put_raw(self, source: Path, digest: str) -> None:
+        """Move a file into the store as it is, as `open_raw` gave it. Raises StorageFull."""
+        with storage_full("the aggregator cannot store a blob"):
+            if self.has(digest):
+                source.unlink()
+            elif self._local:
+                self._put_local(source, Path(self._path(digest)))
+            else:
+                self._fs.put_file(str(source), self._path(digest))
+                source.unlink()
+
     def seal_old(self) -> int:
         """Seal the blobs that were put in plain before there was a key; returns their number. Raises StorageFull."""
         assert self._sealer is not None  # who asks for it has set a key
         sealed = 0
-        for path in self._fs.find(self._root):
-            digest = str(path).rpartition("/")[2]
-            if not _DIGEST.fullmatch(digest):
-                continue
-            with self._fs.open(path, "rb") as file:
+        for digest in self.listed():
+            with self._fs.open(self._path(digest), "rb") as file:
                 if file.read(len(MAGIC)) == MAGIC:
                     continue
                 file.seek(0)

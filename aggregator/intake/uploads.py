@@ -52,6 +52,21 @@ class Committed:
     complete: bool
 
 
+@dataclass(frozen=True)
+class Entered:
+    """An upload that entered the ledger: of which site, for which plan.
+
+    window  of a study, or round of a run
+    """
+
+    site: str
+    study: str
+    stage: str
+    window: int
+    plan: str
+    size: int
+
+
 def quota(stage: Stage) -> int:
     """Most bytes that a tally file of a stage can have: int64 tables that nothing could make smaller, and the head."""
     plain = sum(8 * int(np.prod(shape, dtype=object)) for shape in stage.shapes().values())
@@ -64,7 +79,7 @@ class Uploads:
     spool    folder of partial files, on a disk of this machine
     largest  most bytes of any upload, whatever its plan
     now      the clock
-    counted  called after an upload entered the ledger
+    counted  told of an upload after it entered the ledger
     masked   takes the words of masked plans, of which no tally is taken in plain
     """
 
@@ -76,7 +91,7 @@ class Uploads:
         *,
         largest: int,
         now: Callable[[], datetime],
-        counted: Callable[[], None],
+        counted: Callable[[Entered], None],
         masked: Masked,
     ) -> None:
         self._engine = engine
@@ -135,9 +150,9 @@ class Uploads:
                 shutil.rmtree(self._folder(plan, site), ignore_errors=True)
                 return offset + len(data)
             self._append(plan, site, offset, data)
-            part = self._part(plan, site)
+            part, of = self._part(plan, site), self._open_plan(plan)
             try:
-                check_file(part, digest, plan, self._open_plan(plan), masked=bool(receipt))
+                check_file(part, digest, plan, of, masked=bool(receipt))
             except (ChecksumMismatch, PlanMismatch):
                 part.unlink()
                 raise
@@ -145,7 +160,7 @@ class Uploads:
             self._store.put(part, digest)
             self._enter(plan, site, digest, size, receipt)
             shutil.rmtree(self._folder(plan, site), ignore_errors=True)
-        self._counted()
+        self._counted(Entered(site, of.study, of.stage.stage, of.window, plan, size))
         return size
 
     def forget(self, plan: str) -> None:

@@ -84,6 +84,16 @@ def seal_checkpoints(folder: Path, sealer: Sealer) -> int:
     return sealed
 
 
+def kept_rounds(folder: Path, run: str) -> tuple[dict[int, Path], frozenset[int]]:
+    """List a run's checkpoints, and which of them nobody should delete: the best and the last.
+
+    folder  of all runs
+    """
+    rounds = _rounds(folder / run)
+    kept = frozenset({rounds[-1], _best(folder / run, rounds)}) if rounds else frozenset[int]()
+    return {number: _place(folder / run, number) for number in rounds}, kept
+
+
 def _rounds(folder: Path) -> list[int]:
     found = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
     return sorted(int(number) for number in found if number.isdecimal())

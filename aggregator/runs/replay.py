@@ -193,4 +193,5 @@ class ReplayPlans:
         self._metrics.merges.inc()
         seconds = (self._now() - row.opened_at).total_seconds()
         self._metrics.stage_seconds.labels(row.stage).observe(seconds)
-        self._log.info("run's tallies merged", run=row.study, stage=row.stage, round=row.window, sites=sites)
+        ids = {"run": row.study, "round": row.window, "stage": row.stage, "plan": row.fingerprint}
+        self._log.info("run's tallies merged", **ids, sites=sites)

@@ -27,6 +27,7 @@ from cairn import codec, kernels
 from cairn.errors import CairnError, PlanError, StudyError
 from cairn.study import StudySpec
 from cairn.tally import Tables, add
+from cairn.tracing import Traces
 
 AGGREGATOR = "aggregator"
 IDLE_S = 1.0  # how often deadlines, and what other processes did, are looked at
@@ -54,6 +55,7 @@ class Coordinator:
         log: structlog.typing.FilteringBoundLogger,
         metrics: Metrics,
         sums: Sums,
+        traces: Traces | None = None,
         backend: kernels.Backend = "numba",
     ) -> None:
         self._engine = engine
@@ -65,6 +67,7 @@ class Coordinator:
         self._log = log
         self._metrics = metrics
         self._sums = sums
+        self._traces = traces or Traces()
         self._backend = backend
         self._failures: dict[str, tuple[int, datetime]] = {}  # of a study: how often in a row, and when to try again
         self._something = threading.Event()
@@ -109,6 +112,7 @@ class Coordinator:
         except Exception as error:  # noqa: BLE001 - whatever happens to one study, the others go on and it is tried again
             wait = min(timedelta(seconds=2 ** min(failures, 10)), LONGEST_RETRY)
             self._failures[name] = (failures + 1, self._now() + wait)
+            self._metrics.step_failures.inc()
             self._log.error("step failed", study=name, failures=failures + 1, exc_info=error)
             self._say(name, f"a step failed and is tried again every minute or sooner: {_sentence(error)}")
             return False
@@ -134,7 +138,8 @@ class Coordinator:
     def _do(self, study: tables.Study, work: Work) -> bool:
         started = self._now()
         try:
-            outcome = work()
+            with self._traces.span(f"compute after {study.state}", study=study.name, window=study.window):
+                outcome = work()
         except (PlanError, StudyError) as error:
             return self._commit(study, steps.Outcome("failed", None, {}), str(error))
         took = (self._now() - started).total_seconds()
@@ -157,7 +162,7 @@ class Coordinator:
             if isinstance(decision, studies.Wait):
                 return False
             closing.close(session, row, decision.sites, AGGREGATOR, self._now())
-        self._log.info("stage closed", study=plan.study, stage=plan.stage, window=plan.window)
+        self._log.info("stage closed", **_ids(plan))
         self._uploads.forget(plan.fingerprint)
         return True
 
@@ -182,7 +187,8 @@ class Coordinator:
 
     def _merge(self, plan: tables.Plan) -> bool:
         spool = self._folder / "spool"
-        merged = closing.merge_closed(self._engine, self._store, spool, plan, AGGREGATOR, self._now)
+        with self._traces.span("merge", bytes.fromhex(plan.fingerprint), **_ids(plan)):
+            merged = closing.merge_closed(self._engine, self._store, spool, plan, AGGREGATOR, self._now)
         if merged is None:
             return False
         self._note_merge(plan, len(merged))
@@ -192,7 +198,7 @@ class Coordinator:
         self._metrics.merges.inc()
         seconds = (self._now() - plan.opened_at).total_seconds()
         self._metrics.stage_seconds.labels(plan.stage).observe(seconds)
-        self._log.info("merged", study=plan.study, stage=plan.stage, window=plan.window, sites=sites)
+        self._log.info("merged", **_ids(plan), sites=sites)
 
     def _work(self, study: tables.Study, plan: tables.Plan | None) -> Work | None:
         """Read what the next computation needs, and return the computation; None when there is nothing to compute."""
@@ -266,6 +272,10 @@ class Coordinator:
                 self._board.refresh()
             except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away
                 self._log.error("board not refreshed", exc_info=error)
+
+
+def _ids(plan: tables.Plan) -> dict[str, str | int]:
+    return {"study": plan.study, "stage": plan.stage, "window": plan.window, "plan": plan.fingerprint}
 
 
 def _tallies(plan: tables.Plan) -> int:

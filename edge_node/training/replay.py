@@ -163,19 +163,21 @@ class ReplayTallies:
         plan, stage = offer.plan, replay_stage(offer)
         assert plan is not None  # one of replay
         assert stage is not None
+        of = offer.fingerprint.hex()
+        ids: dict[str, str | int] = {"run": plan.study, "round": plan.window, "stage": stage.stage, "plan": of}
         try:
             tables = tally_of(stage, path, kernels.load(self._settings.kernels))
         except TrainingError as error:
             what = f"{plan.study}, round {plan.window}"
             self._board.problems("replay", [Problem(UNUSABLE, f"{UNUSABLE} ({what}): {error}")])
-            self._log.error("replay file unusable", run=plan.study, round=plan.window, stage=stage.stage)
+            self._log.error("replay file unusable", **ids)
             path.unlink()
             self._offers.refuse(offer.fingerprint, UNUSABLE)
             return
         self._outbox.seal(plan, Tally(offer.fingerprint, tables))
         path.unlink()
         self._board.problems("replay", [])
-        self._log.info("round sealed", run=plan.study, round=plan.window, stage=stage.stage)
+        self._log.info("round sealed", **ids)
         if isinstance(stage, UpdatePlan):
             self._forget_earlier(plan)
         self._sealed()

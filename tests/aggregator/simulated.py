@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 
 from aggregator import database, tables
 from aggregator.intake.store import BlobStore
-from aggregator.intake.uploads import MESSAGE, Uploads
+from aggregator.intake.uploads import MESSAGE, Entered, Uploads
 from aggregator.masking.arrivals import Arrivals
 from aggregator.masking.sums import Sums
 from aggregator.study import records, studies
@@ -138,7 +138,7 @@ class Federation:
             backend="numpy",
         )
 
-    def _count(self) -> None:
+    def _count(self, _entered: Entered) -> None:
         self.counted += 1
 
     def enrol(self, *names: str) -> None:

@@ -120,7 +120,7 @@ def serve(authority: pki.Authority, echo: Echo) -> Iterator[Callable[..., str]]:
         admission = rpc.Admission(
             {SERVICE: frozenset({"site"})},
             echo.admit if ask_client else None,
-            lambda method, error: echo.failures.append((method, error)),
+            lambda method, error, who: echo.failures.append((method, error)),
         )
         server = rpc.server([admission], threads)
         for service in (SERVICE, HIDDEN):

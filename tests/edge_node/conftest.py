@@ -82,7 +82,7 @@ class FaultyTallies(tallies_pb2_grpc.TalliesServicer):
 
     def start(self) -> None:
         roles = {"cairn.v1.Tallies": frozenset({"site"})}
-        self._server = server([Admission(roles, None, lambda method, error: None)], 8)
+        self._server = server([Admission(roles, None, lambda *_: None)], 8)
         tallies_pb2_grpc.add_TalliesServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()

@@ -24,7 +24,7 @@ from aggregator.server import ROLES
 from cairn import codec
 from cairn.errors import CairnError, IdentityError
 from cairn.plan import Stage
-from cairn.rpc import Admission
+from cairn.rpc import Admission, Identity
 from cairn.tally import Tables, Tally, add, zeros
 from cairn.v1 import tallies_pb2_grpc
 from edge_node import audit
@@ -86,7 +86,7 @@ class World:
         gate = enrolment_service.Gate(self.federation.engine, "trial", self.clock)
         self.admission = Admission(ROLES, gate, self._failed)
 
-    def _failed(self, method: str, error: Exception) -> None:
+    def _failed(self, method: str, error: Exception, _who: Identity | None) -> None:
         unforeseen = not isinstance(error, (CairnError, Broken, OSError))
         if unforeseen:
             raise AssertionError(f"{method} failed") from error

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from aggregator import tables
+from aggregator.at_rest import open_sealer
 from aggregator.database import open_database, reading
 from aggregator.intake.merging import load_merged
 from aggregator.intake.store import BlobStore
@@ -98,7 +99,8 @@ class Observed:
             return list(session.scalars(select(tables.Upload).where(tables.Upload.plan == fingerprint)).all())
 
     def store(self) -> BlobStore:
-        return BlobStore(load_settings(self.running.state / "aggregator.toml").blobs_url)
+        settings = load_settings(self.running.state / "aggregator.toml")
+        return BlobStore(settings.blobs_url, sealer=open_sealer(settings))
 
     def merged(self, study: str, stage: str, window: int = 0) -> Tables:
         fingerprint, plan = self.plans(study)[stage, window]

@@ -1,0 +1,93 @@
+"""What an aggregator sees to by itself, every hour: retention, and certificates that are about to end."""
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine, func, select
+
+from aggregator import database, tables
+from aggregator.intake import retention
+from aggregator.intake.store import BlobStore
+from aggregator.members import pki
+from aggregator.settings import Retention
+from aggregator.telemetry import Metrics
+from cairn.errors import CairnError
+from cairn.logs import Log
+
+EVERY_S: Final = 3600.0
+# Sites renew when a third of the year is left; who still has not by then cannot, or is a person who has to.
+SOON: Final = timedelta(days=30)
+
+
+def certificate_ends(engine: Engine, authority: pki.Authority) -> dict[str, datetime]:
+    """Say when what lets members in ends: of each member the newest certificate, and the CA's own."""
+    newest = (
+        select(tables.Member.role, tables.Member.name, func.max(tables.Certificate.not_after))
+        .join(tables.Certificate, tables.Certificate.member == tables.Member.name)
+        .where(tables.Member.state == "enrolled", tables.Certificate.revoked_at.is_(None))
+        .where(tables.Member.role != "trainer")  # the aggregator's own, which it renews
+        .group_by(tables.Member.role, tables.Member.name)
+    )
+    with database.reading(engine) as session:
+        found = {f"{role}/{name}": ends for role, name, ends in session.execute(newest)}
+    return {"ca": authority.certificate.not_valid_after_utc, **found}
+
+
+class Housekeeping:
+    """Looks after things, in a thread of its own, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: BlobStore,
+        runs: Path,
+        settings: Retention,
+        authority: pki.Authority,
+        *,
+        now: Callable[[], datetime],
+        log: Log,
+        metrics: Metrics,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._runs = runs
+        self._settings = settings
+        self._authority = authority
+        self._now = now
+        self._log = log
+        self._metrics = metrics
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Look now, and every hour."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def turn(self) -> None:
+        """Do all of it once. Raises CairnError, OSError."""
+        now = self._now()
+        ends = certificate_ends(self._engine, self._authority)
+        self._metrics.certificate_ends.clear()
+        for holder, moment in ends.items():
+            self._metrics.certificate_ends.labels(holder).set(moment.timestamp())
+            if moment - now < SOON:
+                self._log.warning("certificate ends soon", holder=holder, ends=moment.isoformat(timespec="minutes"))
+        if dropped := retention.tidy(self._engine, self._store, self._runs, self._settings, now):
+            self._log.info("retention", **dropped)
+
+    def _keep(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.turn()
+            except (CairnError, OSError) as error:  # the database or the store is away; next hour it is not
+                self._log.error("housekeeping put off", exc_info=error)
+            self._stopped.wait(EVERY_S)
