@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 EXTRAS: Final = {"train": ("train",), "aggregator": ("train", "postgresql", "s3"), "gpu": ("train", "gpu")}
+EVERYWHERE: Final = "otel"  # traces, where the settings ask for them
 PARTS: Final = {
     "edge-sketch": ("cairn", "edge_node"),
     "edge": ("cairn", "edge_node", "agent_trainer"),
@@ -26,7 +27,7 @@ def lists(project: Path, out: Path) -> None:
     absent = known["tool"]["cairn"]["images"]["not-at-the-edge"]
     if unknown := sorted(set(absent) - set(wanted)):
         raise SystemExit(f"{project}: tool.cairn.images.not-at-the-edge names {unknown[0]}, which is no dependency")
-    layers = {"edge-sketch": [name for name in wanted if name not in absent]}
+    layers = {"edge-sketch": [name for name in wanted if name not in absent] + extras[EVERYWHERE]}
     layers |= {layer: [one for extra in named for one in extras[extra]] for layer, named in EXTRAS.items()}
     layers["aggregator"] += absent
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,30 @@
+"""`python image_finish.py`: takes tests, headers and tools out of an image's packages, then compiles what is left.
+
+Compiled here as nobody can at run time: the root is read-only. Needs nothing but Python; for deploy/Dockerfile.
+"""
+
+import compileall
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = Path(sysconfig.get_path("purelib"))
+LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
+# What only a developer of the package, a compiler, or an installation at run time would use.
+NOT_USED: Final = ("torch/test", "torch/include", "torch/bin", "torch/share", "pyarrow/include", "numpy/_core/include")
+TOOLS: Final = ("uv", "uvx")  # Flower would install a run's requirements with them, which is switched off
+
+
+def finish() -> None:
+    """Remove, then compile."""
+    tests = [folder for folder in PACKAGES.rglob("tests") if folder.is_dir()]
+    for folder in (*tests, *(PACKAGES / name for name in NOT_USED)):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in TOOLS:
+        (Path(sysconfig.get_path("scripts")) / name).unlink(missing_ok=True)
+    compileall.compile_dir(str(LIBRARY), quiet=2, workers=0)  # of templates that are no Python, nothing is said
+
+
+if __name__ == "__main__":
+    finish()

@@ -1,0 +1,190 @@
+"""One federation in containers under every fault: what a study finds is what it finds without the fault."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from os import kill
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cairn.images import find_images
+from deploy.dealing import deal
+from deploy.demo import Recipe, generated
+from deploy.federation import federation
+from deploy.study_run import run_study
+from deploy.tissue import BANDS, STATE_RULES
+from tests.containers.federation import IMAGES, SIDE, TOP_K, Composed
+from tests.system.small_disk import fill, make_room
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
+BAND_NAMES = tuple(str(band) for band in BANDS)
+
+
+@pytest.fixture(scope="module")
+def unfaulted(composed: Composed) -> dict[str, Any]:
+    """Run the study that every faulted one is compared with."""
+    composed.create("calm", BAND_NAMES)
+    return composed.finished("calm")
+
+
+@pytest.fixture
+def cut_off(composed: Composed) -> Iterator[None]:
+    """Cut site-1 off from the aggregator, silently, as a dead router does; whoever has it still, heals it."""
+    address = composed.docker(
+        "inspect", "--format", "{{range $k, $v := .NetworkSettings.Networks}}{{$v.IPAddress}} {{end}}",
+        composed.container("aggregator"),
+    ).split()  # fmt: skip
+    for rule in ("INPUT -s", "OUTPUT -d"):
+        for one in address:
+            inside(composed, "site-1", "iptables", "-A", *rule.split(), one, "-j", "DROP")
+    yield
+    heal(composed)
+
+
+def inside(composed: Composed, service: str, *command: str) -> None:
+    """Run a command of this machine's in a container's network; the container itself has no right to."""
+    subprocess.run(["nsenter", "-t", str(composed.process(service)), "-n", *command], check=True, capture_output=True)
+
+
+def restarts(composed: Composed, service: str) -> int:
+    """Count how often the engine has started a container again by itself."""
+    return int(composed.docker("inspect", "--format", "{{.RestartCount}}", composed.container(service)))
+
+
+def status(composed: Composed, service: str) -> str:
+    """Ask a site how it stands, as its own people do."""
+    asked = ("cairn", "edge", "status", "--config", "/etc/cairn/site.toml")
+    return composed.docker("exec", composed.container(service), *asked)
+
+
+def acknowledged(composed: Composed, service: str, study: str) -> bool:
+    """Tell whether a tally of a site's has arrived, as its log says."""
+    said = {"event": "tally acknowledged", "study": study}
+    return any(said.items() <= line.items() for line in composed.lines(service))
+
+
+def timed(do: Callable[[], object]) -> float:
+    """Give the seconds that something takes."""
+    began = time.monotonic()
+    do()
+    return time.monotonic() - began
+
+
+def heal(composed: Composed) -> None:
+    inside(composed, "site-1", "iptables", "-F")
+
+
+def test_compose_up_finds_what_the_demo_finds(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("demo")
+    console = Console(quiet=True)
+    hands = deal(find_images(generated(folder / "data", Recipe(2, IMAGES, SIDE, 0), console)), 2)
+    with federation(folder / "federation", hands) as running:
+        demo = run_study(running, BAND_NAMES, STATE_RULES, min_sites=2, top_k=TOP_K, console=console)
+    ours = composed.summary()
+    for name in ("pixels", "foreground", "mass", "error_bound"):
+        assert ours[name] == demo.results[name], name
+    assert [(one["state"], one["size"]) for one in ours["clusters"]] == [
+        (one["state"], one["size"]) for one in demo.results["clusters"]
+    ]
+    assert ours["recall"] == 1
+
+
+def test_a_site_that_is_cut_off_takes_part_once_it_is_back(
+    composed: Composed, unfaulted: dict[str, Any], cut_off: None, figures: dict[str, Any]
+) -> None:
+    composed.create("cut-off", BAND_NAMES)
+    composed.wait_for_line("site-2", event="tally acknowledged", study="cut-off", stage="moments")
+    assert not [line for line in composed.lines("site-1") if line.get("study") == "cut-off"]
+    heal(composed)
+    figures["seconds from a healed partition to the site's tally"] = composed.wait(
+        "tally of site-1", lambda: acknowledged(composed, "site-1", "cut-off")
+    )
+    assert composed.finished("cut-off") == unfaulted
+
+
+def test_a_site_that_is_killed_while_it_counts_is_started_again_and_counts_again(
+    composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    composed.create("killed", BAND_NAMES)
+    composed.wait_for_line("site-1", event="stage begins", study="killed", stage="counts")
+    starts = restarts(composed, "site-1")
+    kill(composed.process("site-1"), signal.SIGKILL)
+    composed.wait("restart of site-1", lambda: restarts(composed, "site-1") > starts)
+    figures["seconds from a killed edge to healthy"] = composed.wait_healthy("site-1")
+    assert composed.finished("killed") == unfaulted
+
+
+def test_a_site_that_is_frozen_is_found_unhealthy_and_goes_on_when_it_thaws(
+    composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    composed.create("frozen", BAND_NAMES)
+    composed.wait_for_line("site-1", event="stage begins", study="frozen", stage="counts")
+    process = composed.process("site-1")
+    kill(process, signal.SIGSTOP)
+    try:
+        composed.wait("unhealth of site-1", lambda: composed.state("site-1")["Health"]["Status"] == "unhealthy")
+    finally:
+        kill(process, signal.SIGCONT)
+    figures["seconds from a thawed edge to healthy"] = composed.wait_healthy("site-1")
+    assert composed.finished("frozen") == unfaulted
+
+
+def test_the_aggregator_killed_in_the_middle_of_a_stage_goes_on_where_it_was(
+    composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    composed.create("middle-killed", BAND_NAMES)
+    composed.wait_for_line("site-1", event="tally sealed", study="middle-killed", stage="counts")
+    starts = restarts(composed, "aggregator")
+    kill(composed.process("aggregator"), signal.SIGKILL)
+    composed.wait("restart of the aggregator", lambda: restarts(composed, "aggregator") > starts)
+    figures["seconds from a killed aggregator to healthy"] = composed.wait_healthy("aggregator")
+    assert composed.finished("middle-killed") == unfaulted
+
+
+def test_a_site_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    fill(composed.disk)
+    composed.create("full-disk", BAND_NAMES)
+    composed.wait_for_line("site-1", event="tally acknowledged", study="full-disk", stage="moments")
+    composed.wait("word of the full disk", lambda: "no room" in status(composed, "site-2"))
+    make_room(composed.disk)
+    figures["seconds from room on the disk to the site's tally"] = composed.wait(
+        "tally of site-2", lambda: acknowledged(composed, "site-2", "full-disk")
+    )
+    assert composed.finished("full-disk") == unfaulted
+
+
+def test_a_slow_link_makes_a_study_slow_and_changes_nothing(composed: Composed, unfaulted: dict[str, Any]) -> None:
+    links = subprocess.run(
+        ["nsenter", "-t", str(composed.process("site-1")), "-n", "ls", "/sys/class/net"],
+        check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    ours = [name for name in links if name.startswith("eth")]
+    for link in ours:
+        shaped = ("root", "tbf", "rate", "512kbit", "burst", "8kb", "latency", "500ms")
+        inside(composed, "site-1", "tc", "qdisc", "replace", "dev", link, *shaped)
+    try:
+        composed.create("slow-link", BAND_NAMES)
+        assert composed.finished("slow-link") == unfaulted
+    finally:
+        for link in ours:
+            inside(composed, "site-1", "tc", "qdisc", "del", "dev", link, "root")
+
+
+@pytest.mark.parametrize("service", ["site-1", "aggregator"])
+def test_a_service_that_is_stopped_in_the_middle_drains_and_ends_with_0(
+    composed: Composed, unfaulted: dict[str, Any], service: str, figures: dict[str, Any]
+) -> None:
+    study = f"stopped-{service}"
+    composed.create(study, BAND_NAMES)
+    composed.wait_for_line("site-1", event="stage begins", study=study, stage="counts")
+    figures[f"seconds to stop {service}"] = timed(lambda: composed.compose("stop", service))
+    ended = composed.state(service)
+    assert (ended["ExitCode"], ended["OOMKilled"]) == (0, False)
+    composed.compose("start", service)
+    composed.wait_healthy(service)
+    assert composed.finished(study) == unfaulted
