@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
-from aggregator import at_rest, audit_log
+from aggregator import at_rest, audit_log, housekeeping
 from aggregator.database import open_database, reading
+from aggregator.housekeeping import certificate_ends
 from aggregator.members import pki
 from aggregator.settings import AggregatorSettings
 from cairn.errors import CairnError, ConfigError
@@ -61,15 +62,22 @@ def _sealed(settings: AggregatorSettings, _now: datetime, report: Report) -> Non
             report.warnings.append(f"{path} lies with what it seals: whoever takes one takes both; keep it elsewhere")
 
 
-def _database(settings: AggregatorSettings, _now: datetime, report: Report) -> None:
+def _database(settings: AggregatorSettings, now: datetime, report: Report) -> None:
     engine = open_database(settings.database_url)
     try:
         with reading(engine) as session:
             if session.execute(text("SELECT max(version_num) FROM alembic_version")).scalar_one() < "0004":
                 raise ConfigError("the database is of an older version; `cairn aggregator serve` upgrades it")
         found = audit_log.verify(engine)
+        ends = certificate_ends(engine, pki.load_authority(settings.federation, settings.pki_dir))
     finally:
         engine.dispose()
+    for holder, moment in ends.items():
+        if holder != "ca" and moment - now < housekeeping.SOON:
+            how = (
+                "`cairn aggregator renew`" if holder.startswith("operator/") else "its page says why it does not renew"
+            )
+            report.warnings.append(f"the certificate of {holder} ends on {moment:%Y-%m-%d}: {how}")
     if found.broken is None:
         report.fine.append(f"the audit is whole: {found.lines} lines, the last one's digest is {found.head}")
     else:

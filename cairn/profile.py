@@ -1,11 +1,13 @@
 """The operator's side of a call: a profile folder says where the aggregator is and who is calling."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
 import typer
+from cryptography import x509
 
 from cairn.enrolment import tls_files
 from cairn.errors import ConfigError
@@ -13,6 +15,7 @@ from cairn.files import write_atomically
 from cairn.rpc import mtls_channel
 
 CALL_SECONDS = 30.0
+ENDS_SOON = timedelta(days=30)
 
 ProfileOption = Annotated[
     Path,
@@ -31,7 +34,22 @@ def operator_channel(profile: Path) -> grpc.Channel:
     for path in (files.ca, files.certificate, files.key):
         if not path.is_file():
             raise ConfigError(f"the profile {profile} has no {path.name}; enrol, or name another with --profile")
+    _warn_of_end(files.certificate)
     return mtls_channel(profile_address(profile), files)
+
+
+def _warn_of_end(certificate: Path) -> None:
+    try:
+        ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except ValueError as error:
+        raise ConfigError(f"{certificate} is no certificate; enrol again, or name another profile") from error
+    if (left := ends - datetime.now(UTC)) < ENDS_SOON:
+        said = (
+            f"your certificate ends on {ends:%Y-%m-%d}"
+            if left.days >= 0
+            else f"your certificate ended on {ends:%Y-%m-%d}"
+        )
+        typer.echo(f"cairn: {said}; make a new one with `cairn aggregator renew`", err=True)
 
 
 def write_profile(profile: Path, *, address: str | None, addresses_file: str | None = None) -> None:

@@ -37,10 +37,10 @@ class Traces:
     provider: Any = None
 
     @contextmanager
-    def span(self, name: str, plan: bytes = b"", **ids: str | int) -> Iterator[None]:
+    def span(self, name: str, of: bytes = b"", /, **ids: str | int) -> Iterator[None]:
         """Note how long the block took and whether it failed, as a part of the trace of a plan.
 
-        plan  32 bytes, its fingerprint; empty for what belongs to none: a trace of its own
+        of  32 bytes, the fingerprint of a plan; empty for what belongs to none: a trace of its own
         """
         if self.provider is None:
             yield
@@ -48,8 +48,8 @@ class Traces:
         from opentelemetry import trace  # noqa: PLC0415 - only where traces are wanted
 
         context = None
-        if len(plan) >= TRACE + SPAN:
-            found, above = int.from_bytes(plan[:TRACE]), int.from_bytes(plan[TRACE : TRACE + SPAN])
+        if len(of) >= TRACE + SPAN:
+            found, above = int.from_bytes(of[:TRACE]), int.from_bytes(of[TRACE : TRACE + SPAN])
             flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
             parent = trace.SpanContext(found, above, is_remote=True, trace_flags=flags)
             context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
