@@ -1,11 +1,5 @@
 """A real database of both kinds, a real CA, and a real aggregator on free ports."""
 
-import getpass
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +22,7 @@ from cairn import enrolment, invitation
 from cairn.profile import operator_channel, write_profile
 from cairn.rpc import TlsFiles, errors_from_wire
 from cairn.v1 import operations_pb2, operations_pb2_grpc
+from tests.postgresql import serving
 
 
 class Clock:
@@ -55,41 +50,8 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """Start PostgreSQL for the whole run; returns the URL of its server, without a database."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not binaries:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    # Short, because a socket's path has at most 107 bytes; not in pytest's folder, which only its own user may enter.
-    folder = Path(tempfile.mkdtemp(prefix="cairn-pg-"))
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    shutil.chown(folder, user)
-
-    def run(program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [binaries[-1] / program, "-D", folder / "data", *arguments],
-            user=user if os.geteuid() == 0 else None,
-            group=pwd.getpwnam(user).pw_gid if os.geteuid() == 0 else None,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-
-    try:
-        run("initdb", "--auth=trust", "--username=cairn", "--encoding=UTF8", "--no-locale", "--no-sync")
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
-        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://cairn@/postgres?host={folder}"
-        finally:
-            run("pg_ctl", "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+    with serving() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
