@@ -5,6 +5,7 @@ The only file that imports umap. The same input and seed give the same map on th
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -83,8 +84,12 @@ def embed(digits: npt.NDArray[np.uint8], n_neighbors: int, seed: int) -> Points:
         warnings.simplefilter("ignore")
         # Both take seconds to import and compile, which only an aggregator that comes here should pay.
         from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415
-        from umap import UMAP  # noqa: PLC0415
+        from umap import UMAP, umap_  # noqa: PLC0415
 
+        # Compiling them takes 9 s, kept for the next process where there is a folder to keep it in.
+        for compiled in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+            with suppress(RuntimeError):
+                compiled.enable_caching()
         distances, neighbours = NearestNeighbors(n_neighbors=near, algorithm="kd_tree").fit(data).kneighbors(data)
         knn = (neighbours, distances.astype(np.float32), None)
         made = UMAP(
