@@ -195,7 +195,7 @@ def read_invitation(path: Path | None, wanted: str) -> Invitation:
             f"the invitation {path} cannot be read; ask the operator for one and save its line there"
         ) from error
     if invited.role != wanted:
-        raise BadToken(f"the invitation {path} is for an {invited.role}; ask for one for a {wanted}")
+        raise BadToken(f"the invitation {path} is for the role {invited.role}; ask for one for the role {wanted}")
     return invited
 
 

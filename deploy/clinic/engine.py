@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import docker
 import requests
+from docker.constants import DEFAULT_DOCKER_API_VERSION, MINIMUM_DOCKER_API_VERSION
 from docker.context import ContextAPI
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound, TLSParameterError
 from docker.tls import TLSConfig
@@ -58,17 +59,29 @@ def choose(host: str | None, context: str | None, environ: Mapping[str, str]) ->
 
 def connect(target: Target) -> Engine:
     """Open an engine. Raises Unreachable with what to do."""
+    options: dict[str, Any] = {
+        "base_url": target.url,
+        "tls": target.tls or False,
+        "timeout": CALL_S,
+        # OpenSSH knows the person's keys, hosts and jumps; and it refuses a host that it does not know.
+        "use_ssh_client": target.url.startswith("ssh://"),
+    }
+    if target.local and not Path(target.url.removeprefix("unix://")).exists():
+        raise Unreachable(_no_engine(target, FileNotFoundError()))
     try:
-        return docker.DockerClient(
-            base_url=target.url,
-            tls=target.tls or False,
-            version="auto",
-            timeout=CALL_S,
-            # OpenSSH knows the person's keys, hosts and jumps; and it refuses a host that it does not know.
-            use_ssh_client=target.url.startswith("ssh://"),
-        )
-    except (DockerException, requests.RequestException, OSError, ValueError) as error:
+        # The SDK's own way to ask for the version leaves what it opened open when nobody answers.
+        first = docker.APIClient(version=MINIMUM_DOCKER_API_VERSION, **options)
+        try:
+            speaks = str(first.version(api_version=False)["ApiVersion"])
+        finally:
+            first.close()
+        return docker.DockerClient(version=min(speaks, DEFAULT_DOCKER_API_VERSION, key=_numbers), **options)
+    except (DockerException, requests.RequestException, OSError, ValueError, KeyError) as error:
         raise Unreachable(_no_engine(target, error)) from error
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 @contextmanager
