@@ -28,8 +28,10 @@ def standing(engine: Engine, wanted: Deployment) -> dict[str, Any]:
     """Say how it stands, for a person and for --json."""
     planned = plan(wanted)
     container = find(engine, planned.container)
+    cut_off = "an upgrade was cut off; `cairn deploy up` brings back what ran before it"
     if container is None:
-        return {"container": planned.container, "state": "absent"}
+        note = {"note": cut_off} if find(engine, planned.before) else {}
+        return {"container": planned.container, "state": "absent", **note}
     state = container.attrs["State"]
     found: dict[str, Any] = {
         "container": container.name,
@@ -42,7 +44,7 @@ def standing(engine: Engine, wanted: Deployment) -> dict[str, Any]:
     if found["image"] != wanted.image:
         found["note"] = f"the settings name {wanted.image}; `cairn deploy upgrade` changes to it"
     if find(engine, planned.before):
-        found["note"] = "an upgrade was cut off; `cairn deploy up` brings back what ran before it"
+        found["note"] = cut_off
     if container.status == "running":
         found |= _inside(container, planned)
     return found
