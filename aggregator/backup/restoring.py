@@ -26,7 +26,8 @@ from cairn.sealing import VARIABLE
 
 _COMING: Final = ".restoring"
 _BLOCK: Final = 1 << 20
-_OF_DISKS: Final = "lost+found"  # what a disk of its own holds from the beginning
+# What a disk of its own, and an image's working folder, hold from the beginning.
+_NOT_OURS: Final = frozenset({"lost+found", ".numba"})
 # What says where the files of the old machine lay; on the new one all of them are in one folder.
 _PLACES: Final = ("state_dir", "pki_dir")
 
@@ -72,7 +73,7 @@ def restore(
 def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name an empty one, or one that is not there yet")
-    there = sorted(path.name for path in folder.iterdir() if path.name != _OF_DISKS) if folder.exists() else []
+    there = sorted(path.name for path in folder.iterdir() if path.name not in _NOT_OURS) if folder.exists() else []
     if there:
         raise ConfigError(f"{folder} is not empty (it holds {there[0]}); a restore overwrites nothing")
 
@@ -86,7 +87,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-            elif path.name != _OF_DISKS:
+            elif path.name not in _NOT_OURS:
                 shutil.rmtree(path)
         raise
 

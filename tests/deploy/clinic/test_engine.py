@@ -20,36 +20,52 @@ from deploy.clinic.engine import choose, connect
 
 
 @pytest.fixture
-def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay a docker configuration folder with a context `imaging`."""
+def contexts(tmp_path: Path) -> Path:
+    """Lay a docker configuration folder with a context `imaging`, as `docker context create` does."""
     folder = tmp_path / "docker"
     meta = folder / "contexts/meta" / sha256(b"imaging").hexdigest()
     meta.mkdir(parents=True)
     endpoint = {"Host": "ssh://it@imaging-1", "SkipTLSVerify": False}
     (meta / "meta.json").write_text(json.dumps({"Name": "imaging", "Metadata": {}, "Endpoints": {"docker": endpoint}}))
-    (folder / "config.json").write_text(json.dumps({"currentContext": "imaging"}))
-    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
     return folder
 
 
 def test_an_engine_is_chosen_in_the_order_of_the_docker_command(contexts: Path) -> None:
-    unix = {"DOCKER_HOST": "unix:///x.sock"}
+    here = {"DOCKER_CONFIG": str(contexts)}
+    unix = {**here, "DOCKER_HOST": "unix:///x.sock"}
     assert choose("ssh://a@b", None, unix).url == "ssh://a@b"
     assert choose(None, "imaging", unix).url == "ssh://it@imaging-1"
     assert choose(None, None, unix).url == "unix:///x.sock"
-    assert choose(None, None, {"DOCKER_CONTEXT": "imaging"}).url == "ssh://it@imaging-1"
-    assert choose(None, None, {}).url == "ssh://it@imaging-1"
-    (contexts / "config.json").write_text("{}")
-    assert choose(None, None, {}).local
+    assert choose(None, None, {**here, "DOCKER_CONTEXT": "imaging"}).url == "ssh://it@imaging-1"
+    assert choose(None, None, here).local
+    (contexts / "config.json").write_text(json.dumps({"currentContext": "imaging"}))
+    assert choose(None, None, here).url == "ssh://it@imaging-1"
+    assert choose(None, "default", here).local
 
 
 def test_two_engines_at_once_and_an_unknown_context_are_refused(contexts: Path) -> None:
     with pytest.raises(ConfigError, match="give one of them"):
         choose("ssh://a@b", "imaging", {})
-    with pytest.raises(ConfigError, match="nowhere"):
-        choose(None, "nowhere", {})
+    with pytest.raises(ConfigError, match="there is no docker context 'nowhere'"):
+        choose(None, "nowhere", {"DOCKER_CONFIG": str(contexts)})
     with pytest.raises(ConfigError, match="is no engine"):
         choose("ftp://x", None, {})
+
+
+def test_a_context_over_tcp_brings_its_certificates(contexts: Path) -> None:
+    folder = sha256(b"far").hexdigest()
+    (contexts / "contexts/meta" / folder).mkdir()
+    (contexts / "contexts/meta" / folder / "meta.json").write_text(
+        '{"Endpoints": {"docker": {"Host": "tcp://far:2376"}}}'
+    )
+    here = {"DOCKER_CONFIG": str(contexts)}
+    with pytest.raises(ConfigError, match="without TLS"):
+        choose(None, "far", here)
+    keys = contexts / "contexts/tls" / folder / "docker"
+    keys.mkdir(parents=True)
+    for name in ("ca", "cert", "key"):
+        (keys / f"{name}.pem").touch()
+    assert choose(None, "far", here).tls is not None
 
 
 def test_tcp_without_tls_is_refused_and_with_it_needs_all_three_files(tmp_path: Path) -> None:
