@@ -55,6 +55,11 @@ def recipe() -> Recipe:
     return Recipe(len(site_names()), images, side, seed)
 
 
+def trains() -> bool:
+    """Tell whether the federation trains."""
+    return os.environ.get("CAIRN_TRAIN", "yes") == "yes"
+
+
 def prepare() -> None:
     """Make images, secrets and the folders of every volume, each for its own user."""
     made = recipe()
@@ -104,7 +109,7 @@ def found() -> None:
             dashboard_listen="0.0.0.0:8445",  # of which the host sees what compose publishes: its own 127.0.0.1
             database_file=SECRETS / "database",
             at_rest_key=SECRETS / "at-rest.key",
-            training=True,
+            training=trains(),
         )
 
 
@@ -129,7 +134,7 @@ def study() -> None:
     finished = run_study(running, bands, STATE_RULES, min_sites=len(hands), top_k=top_k, console=console)
     summary = summarise(running, hands, finished, COMPOSITE_BANDS, RESULTS / "pictures")
     summary = replace(summary, dashboard="http://127.0.0.1:8445/")
-    if os.environ.get("CAIRN_TRAIN", "yes") == "yes":
+    if trains():
         trained = train(running, min_sites=len(hands), console=console, pictures=RESULTS / "pictures")
         summary = replace(summary, training=trained)
     print_summary(summary, console)

@@ -65,7 +65,9 @@ def run_study(
     with operator_channel(running.profile) as channel:
         stub = operations_pb2_grpc.StudiesStub(channel)
         with errors_from_wire():
-            stub.CreateStudy(operations_pb2.CreateStudyRequest(spec=spec_message(spec)), timeout=30)
+            begun = stub.ListStudies(operations_pb2.ListStudiesRequest(), timeout=30).studies
+            if STUDY not in {study.name for study in begun}:  # else this was cut off, and goes on
+                stub.CreateStudy(operations_pb2.CreateStudyRequest(spec=spec_message(spec)), timeout=30)
         with Progress(
             TextColumn("{task.description:<44}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), console=console,

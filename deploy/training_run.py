@@ -85,7 +85,9 @@ def train(running: Federation, *, min_sites: int, console: Console, pictures: Pa
     with operator_channel(running.profile) as channel:
         stub = training_pb2_grpc.RunsStub(channel)
         with errors_from_wire():
-            stub.CreateRun(training_pb2.CreateRunRequest(spec=run_message(spec)), timeout=30)
+            begun = stub.ListRuns(training_pb2.ListRunsRequest(), timeout=30).runs
+            if RUN not in {one.name for one in begun}:  # else this was cut off, and goes on
+                stub.CreateRun(training_pb2.CreateRunRequest(spec=run_message(spec)), timeout=30)
         with Progress(
             TextColumn("{task.description:<44}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), console=console,

@@ -56,6 +56,8 @@ class PixelTallies:
     def run(self, halt: threading.Event) -> None:
         """Work until `halt` is set. Raises IdentityError when the site is not admitted any more."""
         functions = kernels.load(self._settings.kernels)
+        if self._settings.backend == "auto" and (warning := kernels.best()[1]):
+            self._log.warning("no GPU", because=warning)
         while not halt.is_set():
             offer = next((offer for offer in self._offers.listed() if self._is_next(offer)), None)
             if offer is None or not self._work(offer, functions, halt):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
 from cairn.images.image import RawLayout
+from cairn.kernels import best
 from cairn.logs import LogFile
 from cairn.tracing import Telemetry
 from edge_node.privacy.settings import PrivacySettings
@@ -260,7 +261,7 @@ class SiteSettings(Settings):
     @property
     def kernels(self) -> Literal["numpy", "numba", "cupy"]:
         """The backend that counts."""
-        return "numba" if self.backend == "auto" else self.backend
+        return best()[0] if self.backend == "auto" else self.backend
 
     @property
     def identity_folder(self) -> Path:

@@ -5,6 +5,7 @@ A backend is a value that is passed in, never a global; only the one asked for i
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -104,6 +105,17 @@ def load(name: Backend) -> Kernels:
             f"the backend {name!r} cannot be imported ({error}); install it, or choose 'numba'"
         ) from error
     return _bundle(name, sketch, pixels)
+
+
+def best() -> tuple[Backend, str]:
+    """Choose this machine's fastest backend; beside it what a person should know, where CuPy is there without a GPU."""
+    if find_spec("cupy") is None:
+        return "numba", ""
+    try:
+        cards = import_module("cairn.kernels.cupy_").cards()
+    except Exception as error:  # noqa: BLE001 - CuPy's errors are classes of modules that may not be importable here
+        return "numba", f"CuPy is installed but no GPU can be used ({type(error).__name__}), so the CPU counts"
+    return ("cupy", "") if cards else ("numba", "CuPy is installed but no GPU is there, so the CPU counts")
 
 
 def _bundle(name: Backend, sketch: Any, pixels: Any) -> Kernels:

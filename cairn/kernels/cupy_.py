@@ -19,6 +19,7 @@ from cairn.kernels.pixels_numba import lookup, moments, profile, to_levels, unit
 from cairn.kernels.sketch_numba import combine, drain, scatter
 
 __all__ = [
+    "cards",
     "combine",
     "count_keys",
     "count_pixels",
@@ -39,6 +40,11 @@ BLOCKS_EACH = 8  # per multiprocessor: eight times 24 KB of slots fit its shared
 SHARED_WEIGHTS = 6144  # int32; with the slots under the 48 KB that a block may have unasked
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def cards() -> int:
+    """Count the GPUs that this process may use; CuPy raises its own error where there is no driver."""
+    return int(cupy.cuda.runtime.getDeviceCount())
 
 
 def update(table: Array, keys: Array, counts: Array, seeds: Array) -> None:

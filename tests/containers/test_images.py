@@ -1,0 +1,113 @@
+"""What the images hold and lack, as the engine tells it and as a program inside finds it."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.containers.engine import IMAGES
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
+MODULES = {
+    "edge-sketch": ("cairn", "edge_node"),
+    "edge": ("cairn", "edge_node", "agent_trainer"),
+    "aggregator": ("cairn", "edge_node", "agent_trainer", "aggregator", "deploy"),
+}
+# Imports every module of some packages; what asks for a program that an image lacks on purpose is left out by name.
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+left_out = {"cairn.__main__", "cairn.kernels.cupy_", "deploy.sbom", "aggregator.migrations.env"}
+for name in sys.argv[1:]:
+    for found in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
+        if found.name not in left_out and not found.name.startswith("deploy.clinic") and ".versions." not in found.name:
+            importlib.import_module(found.name)
+"""
+FIND = """
+import glob, os, shutil, sys
+print([tool for tool in ("gcc", "cc", "g++", "ld", "uv", "make") if shutil.which(tool)])
+print(glob.glob("/root/.cache/*") + glob.glob("/wheels/*") + glob.glob("/tmp/*"))
+print(os.getuid(), os.getgid())
+"""
+
+
+def run(environment: Mapping[str, str], image: str, *command: str, entry: str = "python") -> str:
+    """Run a command in an image as it is to be run: read-only, without capabilities, without a network."""
+    hardened = (
+        "--rm",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--network",
+        "none",
+        "--tmpfs",
+        "/tmp",
+        "--entrypoint",
+        entry,
+    )
+    done = subprocess.run(
+        ["docker", "run", *hardened, image, *command],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def inspected(environment: Mapping[str, str], image: str) -> dict[str, Any]:
+    told = subprocess.run(
+        ["docker", "image", "inspect", image], env=environment, capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(told.stdout)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_runs_as_nobody_in_particular_and_says_what_it_is(
+    engine: Mapping[str, str], images: str, name: str, figures: dict[str, Any]
+) -> None:
+    found = inspected(engine, f"cairn-{name}:{images}")
+    config = found["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"][:4] == ["CMD", "python", "-m", "cairn.health"]
+    assert config["Labels"]["org.opencontainers.image.title"] == f"cairn-{name}"
+    assert "/var/lib/cairn" in config["Volumes"]
+    figures[f"MB of cairn-{name}"] = round(found["Size"] / 1e6)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_holds_all_that_its_modules_import(engine: Mapping[str, str], images: str, name: str) -> None:
+    run(engine, f"cairn-{name}:{images}", "-W", "ignore", "-c", IMPORT_ALL, *MODULES[name])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_holds_no_compiler_no_cache_and_no_wheels(engine: Mapping[str, str], images: str, name: str) -> None:
+    assert run(engine, f"cairn-{name}:{images}", "-c", FIND).splitlines() == ["[]", "[]", "10001 10001"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_help_of_an_image_shows_its_own_commands(engine: Mapping[str, str], images: str, name: str) -> None:
+    shown = run(engine, f"cairn-{name}:{images}", "--help", entry="cairn")
+    assert "edge" in shown
+    assert ("aggregator" in shown) == (name == "aggregator")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_bill_of_materials_lists_what_is_installed(engine: Mapping[str, str], images: str, name: str) -> None:
+    bill = json.loads(run(engine, f"cairn-{name}:{images}", "/usr/share/cairn/sbom.json", entry="cat"))
+    listed = {one["name"] for one in bill["components"]}
+    assert {"numpy", "grpcio", "cryptography"} <= listed
+    assert ("torch" in listed) == (name != "edge-sketch")
+    assert ("sqlalchemy" in listed) == (name == "aggregator") or name == "edge"  # Flower brings it along
+    assert "cyclonedx-python-lib" not in listed
+
+
+def test_a_missing_settings_file_is_a_sentence_and_not_a_traceback(engine: Mapping[str, str], images: str) -> None:
+    done = subprocess.run(
+        ["docker", "run", "--rm", "--read-only", "--network", "none", "--tmpfs", "/tmp", f"cairn-edge-sketch:{images}"],
+        env=engine, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "there is no settings file /etc/cairn/site.toml" in done.stderr
