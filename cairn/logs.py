@@ -65,6 +65,10 @@ class TurningFile:
     def flush(self) -> None:
         """Do nothing: every line was handed on."""
 
+    def close(self) -> None:
+        """Let the file go."""
+        self._handler.close()
+
 
 def open_stream(settings: LogFile, otherwise: Stream) -> Stream:
     """Open what the settings name; `otherwise` when they name no file. Raises ConfigError."""
