@@ -1,5 +1,10 @@
 """Which Docker engine is meant, how it is reached, and its errors as sentences."""
 
+import hashlib
+import json
+import subprocess
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +15,16 @@ from urllib.parse import urlsplit
 import docker
 import requests
 from docker.constants import DEFAULT_DOCKER_API_VERSION, MINIMUM_DOCKER_API_VERSION
-from docker.context import ContextAPI
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound, TLSParameterError
 from docker.tls import TLSConfig
 
 from cairn.errors import CairnError, ConfigError, Unreachable
 
 LOCAL = "unix:///var/run/docker.sock"
+FAR = "/var/run/docker.sock"  # of an engine behind SSH, unless the URL names another
+SSH_S = 60.0
 CALL_S = 120  # of the engine, for one call; long work comes as a stream
-__all__ = ["Engine", "NotFound", "Target", "choose", "connect", "spoken"]
+__all__ = ["Engine", "NotFound", "Target", "choose", "opened_engine", "spoken"]
 
 Engine: TypeAlias = Any  # docker.DockerClient, which has no types
 
@@ -46,27 +52,77 @@ def choose(host: str | None, context: str | None, environ: Mapping[str, str]) ->
     if host or (not context and environ.get("DOCKER_HOST")):
         url = host or environ["DOCKER_HOST"]
         return _checked(url, _tls_of_environment(environ) if url.startswith(("tcp://", "https://")) else None)
-    named = context or environ.get("DOCKER_CONTEXT") or None
+    home = Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    named = context or environ.get("DOCKER_CONTEXT") or _current(home)
+    return _checked(LOCAL, None) if named == "default" else _of_context(home, named)
+
+
+def _current(home: Path) -> str:
     try:
-        found = ContextAPI.get_context(named) if named else ContextAPI.get_current_context()
-    except (DockerException, OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the docker context {named or 'in use'} cannot be read: {error}") from error
-    if found is None:
-        raise ConfigError(f"there is no docker context {named!r}; `docker context ls` names them")
-    url = (found.Host or LOCAL).removeprefix("http+")
-    return _checked(url, found.TLSConfig if url.startswith(("tcp://", "https://")) else None)
+        return str(json.loads((home / "config.json").read_bytes()).get("currentContext", "default"))
+    except (OSError, ValueError):
+        return "default"
 
 
-def connect(target: Target) -> Engine:
-    """Open an engine. Raises Unreachable with what to do."""
-    options: dict[str, Any] = {
-        "base_url": target.url,
-        "tls": target.tls or False,
-        "timeout": CALL_S,
-        # OpenSSH knows the person's keys, hosts and jumps; and it refuses a host that it does not know.
-        "use_ssh_client": target.url.startswith("ssh://"),
-    }
-    if target.local and not Path(target.url.removeprefix("unix://")).exists():
+def _of_context(home: Path, named: str) -> Target:
+    """Read what `docker context create` wrote. The SDK's own reader finds none where there is no config.json."""
+    folder = hashlib.sha256(named.encode()).hexdigest()
+    try:
+        found = json.loads((home / "contexts/meta" / folder / "meta.json").read_bytes())
+        url = str(found["Endpoints"]["docker"]["Host"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no docker context {named!r}; `docker context ls` names them") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the docker context {named!r} cannot be read ({type(error).__name__})") from error
+    tls = home / "contexts/tls" / folder / "docker"
+    return _checked(url, _tls_of(tls) if tls.is_dir() else None)
+
+
+@contextmanager
+def opened_engine(target: Target) -> Iterator[Engine]:
+    """Open an engine for a block. Raises Unreachable with what to do."""
+    with _way(target) as url:
+        engine = _connect(target, url)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def _way(target: Target) -> Iterator[str]:
+    """Give the URL that the SDK connects to: over SSH a socket here, which OpenSSH forwards to the engine's there.
+
+    The SDK's own SSH starts a process a connection and breaks after a command was run in a container. OpenSSH knows
+    the person's keys, hosts and jumps, and refuses a host that it does not know.
+    """
+    if not target.url.startswith("ssh://"):
+        yield target.url
+        return
+    far = urlsplit(target.url)
+    with tempfile.TemporaryDirectory(prefix="cairn-ssh-") as folder:
+        socket = Path(folder) / "engine.sock"
+        command = ["ssh", "-NT", "-o", "ExitOnForwardFailure=yes", "-o", f"ConnectTimeout={SSH_S:.0f}"]
+        command += ["-L", f"{socket}:{far.path or FAR}", "--", f"ssh://{far.netloc}"]
+        try:
+            tunnel = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise Unreachable("there is no `ssh` on this machine; install OpenSSH's client") from error
+        try:
+            deadline = time.monotonic() + SSH_S
+            while not socket.exists():
+                if tunnel.poll() is not None or time.monotonic() > deadline:
+                    raise Unreachable(_no_engine(target, ConnectionError()))
+                time.sleep(0.05)
+            yield f"unix://{socket}"
+        finally:
+            tunnel.terminate()
+            tunnel.wait()
+
+
+def _connect(target: Target, url: str) -> Engine:
+    options: dict[str, Any] = {"base_url": url, "tls": target.tls or False, "timeout": CALL_S}
+    if target.local and not Path(url.removeprefix("unix://")).exists():
         raise Unreachable(_no_engine(target, FileNotFoundError()))
     try:
         # The SDK's own way to ask for the version leaves what it opened open when nobody answers.
@@ -93,7 +149,7 @@ def spoken(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: the engine has no such image ({_said(error)})") from error
     except APIError as error:
         raise CairnError(f"{what}: the engine refuses: {_said(error)}") from error
-    except (requests.RequestException, DockerException) as error:
+    except (requests.RequestException, DockerException, ConnectionError) as error:
         raise Unreachable(
             f"{what}: the engine went away ({type(error).__name__}); try again when it is back"
         ) from error
@@ -135,10 +191,13 @@ def _checked(url: str, tls: Any) -> Target:
 def _tls_of_environment(environ: Mapping[str, str]) -> TLSConfig | None:
     if not environ.get("DOCKER_TLS_VERIFY"):
         return None
-    folder = Path(environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    return _tls_of(Path(environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker"))
+
+
+def _tls_of(folder: Path) -> TLSConfig:
     files = {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
     if missing := [path.name for path in files.values() if not path.is_file()]:
-        raise ConfigError(f"DOCKER_CERT_PATH {folder} lacks {', '.join(missing)}; TLS to an engine needs them")
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}; TLS to an engine needs them")
     try:
         return TLSConfig(client_cert=(str(files["cert"]), str(files["key"])), ca_cert=str(files["ca"]), verify=True)
     except TLSParameterError as error:

@@ -33,12 +33,9 @@ def opened(config: Path, host: str | None, context: str | None) -> Iterator[tupl
 def engine_of(host: str | None, context: str | None) -> Iterator[tuple["Engine", Any]]:
     """Open the engine that is meant: engine, target. Raises ConfigError, Unreachable."""
     try:
-        from deploy.clinic.engine import choose, connect  # noqa: PLC0415 - the SDK is an extra
+        from deploy.clinic.engine import choose, opened_engine  # noqa: PLC0415 - the SDK is an extra
     except ImportError as error:
         raise ConfigError('the docker SDK is missing: pip install "cairn-federation[deploy]"') from error
     target = choose(host, context, os.environ)
-    engine = connect(target)
-    try:
+    with opened_engine(target) as engine:
         yield engine, target
-    finally:
-        engine.close()
