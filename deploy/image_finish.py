@@ -12,7 +12,8 @@ from typing import Final
 PACKAGES: Final = Path(sysconfig.get_path("purelib"))
 LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 # What only a developer of the package, a compiler, or an installation at run time would use.
-NOT_USED: Final = ("torch/test", "torch/include", "torch/bin", "torch/share", "pyarrow/include", "numpy/_core/include")
+NOT_USED: Final = ("torch/test", "torch/include", "torch/share", "pyarrow/include", "numpy/_core/include")
+NEEDED: Final = "torch_shm_manager"  # in torch/bin, without which torch is not imported
 TOOLS: Final = ("uv", "uvx")  # Flower would install a run's requirements with them, which is switched off
 
 
@@ -21,6 +22,9 @@ def finish() -> None:
     tests = [folder for folder in PACKAGES.rglob("tests") if folder.is_dir()]
     for folder in (*tests, *(PACKAGES / name for name in NOT_USED)):
         shutil.rmtree(folder, ignore_errors=True)
+    for program in PACKAGES.glob("torch/bin/*"):
+        if program.name != NEEDED:
+            program.unlink()
     for name in TOOLS:
         (Path(sysconfig.get_path("scripts")) / name).unlink(missing_ok=True)
     compileall.compile_dir(str(LIBRARY), quiet=2, workers=0)  # of templates that are no Python, nothing is said
