@@ -249,6 +249,7 @@ class Node:
         self._offers.take(wanted.plans)
         if wanted.first:
             self._sending.hurry(reconnected=True)
+            self._masked.wake(reconnected=True)
         self._note_plans()
         self._wake()
         if self._training:

@@ -98,6 +98,13 @@ class Steps:
         if seen.votes:
             self._end(memory, decode(Votes, seen.votes), known, plan)
 
+    def forget(self) -> None:
+        """Tell everything again when it is asked for: the aggregator may have been restored from an earlier state.
+
+        What is told is the same to the byte, and one that has it already takes it as said.
+        """
+        self._heard.clear()
+
     def look_back(self, seen: masking_pb2.MaskingSession) -> None:
         """Set counts free that a session ended without, for a later one to take along. Raises MaskingError."""
         memory = self._memories.find(decode(Session, seen.session))

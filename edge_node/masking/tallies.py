@@ -64,13 +64,15 @@ class MaskedTallies:
         self._channel, self._offers, self._outbox, self._board = channel, offers, outbox, board
         self._memories, self._uplink, self._changed, self._log = memories, uplink, changed, log
         self._steps = Steps(who, memories, self._send, self._send_words, lambda: outbox.listed("parked"), now)
-        self._woken = threading.Event()
+        self._woken, self._reconnected = threading.Event(), threading.Event()
         self._end_stream: Callable[[], object] | None = None
         self._pace, self._failures = Pace(longest=timedelta(seconds=10)), 0
         self._rng = random.Random()  # noqa: S311 - spreads attempts in time, keeps no secret
 
-    def wake(self) -> None:
-        """Look again: a tally was sealed, a plan has come or gone, or the service stops."""
+    def wake(self, *, reconnected: bool = False) -> None:
+        """Look again: a tally was sealed, a plan has come or gone, the aggregator is back, or the service stops."""
+        if reconnected:
+            self._reconnected.set()
         self._woken.set()
         if (end := self._end_stream) is not None:
             end()
@@ -79,6 +81,9 @@ class MaskedTallies:
         """Take part until `halt` is set. Raises IdentityError when the site is not admitted any more."""
         while not halt.is_set():
             self._woken.clear()
+            if self._reconnected.is_set():
+                self._reconnected.clear()
+                self._steps.forget()
             wait = rescan_s
             try:
                 self._settle()

@@ -142,6 +142,24 @@ def test_no_file_name_reaches_the_aggregator(finished: Observed) -> None:
             assert not any(name in content for name in names), path.name
 
 
+def test_the_logs_of_all_parties_tell_a_stages_story_by_the_same_ids(finished: Observed) -> None:
+    fingerprint, _ = finished.plans("small")["counts", 0]
+    told = {
+        program: [line for line in map(json.loads, path.read_text().splitlines()) if line.get("plan") == fingerprint]
+        for program in ("aggregator", "site-1")
+        if (path := finished.running.folder / "logs" / f"{program}.log")
+    }
+    ids = {"study": "small", "stage": "counts", "window": 0}
+    for lines in told.values():
+        assert all(ids.items() <= line.items() for line in lines if line["event"] != "plan answered")
+    events = {line["event"] for line in told["site-1"]}
+    assert events >= {"plan answered", "stage begins", "tally sealed", "tally acknowledged"}
+    assert all(line["site"] == "site-1" for line in told["site-1"])
+    counted = [line["site"] for line in told["aggregator"] if line["event"] == "tally counted"]
+    assert sorted(counted) == ["site-1", "site-2", "site-3"]
+    assert "merged" in {line["event"] for line in told["aggregator"]}
+
+
 def test_status_says_connected_and_idle(finished: Observed) -> None:
     config = finished.running.site_folder("site-1") / "site.toml"
     status = json.loads(run(["edge", "status", "--config", str(config), "--json"]))
