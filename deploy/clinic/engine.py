@@ -127,13 +127,16 @@ def _connect(target: Target, url: str) -> Engine:
     try:
         # The SDK's own way to ask for the version leaves what it opened open when nobody answers.
         first = docker.APIClient(version=MINIMUM_DOCKER_API_VERSION, **options)
+        first.trust_env = target.tls is None  # else REQUESTS_CA_BUNDLE would go before the engine's own CA
         try:
             speaks = str(first.version(api_version=False)["ApiVersion"])
         finally:
             first.close()
-        return docker.DockerClient(version=min(speaks, DEFAULT_DOCKER_API_VERSION, key=_numbers), **options)
+        engine = docker.DockerClient(version=min(speaks, DEFAULT_DOCKER_API_VERSION, key=_numbers), **options)
+        engine.api.trust_env = first.trust_env
     except (DockerException, requests.RequestException, OSError, ValueError, KeyError) as error:
         raise Unreachable(_no_engine(target, error)) from error
+    return engine
 
 
 def _numbers(version: str) -> list[int]:

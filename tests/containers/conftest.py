@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.containers import engine as engines
+from tests.containers.clinic import clinic, connected  # noqa: F401 - fixtures
 from tests.containers.federation import Composed, small_disk
 
 

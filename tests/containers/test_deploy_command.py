@@ -1,272 +1,22 @@
-"""`cairn deploy` against a real engine: from nothing to connected, and every way in which it may not come to that."""
+"""`cairn deploy` against a real engine: from nothing to connected, upgraded, backed up, and taken down."""
 
 import json
 import os
 import socket
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
-import docker
-import numpy as np
 import pytest
-import tifffile
-from docker.types import Mount
-from typer.testing import CliRunner
 
-from aggregator.members import pki
-from cairn.cli import make_app
-from cairn.errors import CairnError
 from cairn.invitation import parse
 from deploy.clinic.archive import read_archive
-from deploy.processes import announced, run, start, wait_for
+from tests.containers.clinic import CONTAINER, NAME, SITE, Clinic, a_tar, deploy
 from tests.containers.tls_engine import tls_engine
 
 pytestmark = [pytest.mark.containers, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-NAME = "h2-north"
-CONTAINER = f"cairn-{NAME}"
-SITE = """\
-state_dir = "/var/lib/cairn"
-[images]
-folder = "/data/slides"
-[approval]
-studies = ["tumour-*"]
-"""
-
-
-@dataclass
-class Said:
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """Read it as JSON."""
-        found: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
-        return found
-
-
-@dataclass
-class Clinic:
-    """A folder as a clinic's IT person has it, an engine, and an aggregator in a process beside it."""
-
-    folder: Path
-    image: str
-    engine: Any
-    aggregator: Path
-
-    def write(self, *lines: str, name: str = NAME, image: str = "", data: str | None = None) -> Path:
-        """Write deployment.toml."""
-        path = self.folder / f"{name}.toml"
-        head = [
-            f'name = "{name}"',
-            f'image = "{image or self.image}"',
-            'site = "site.toml"',
-            'memory = "1g"',
-            "cpus = 1",
-        ]
-        if not any(line.startswith("invitation") for line in lines):
-            head.append('invitation = "invitation.txt"')
-        table = f'[data]\nslides = "{data or self.folder / "slides"}"\n'
-        path.write_text("\n".join((*head, *lines, table)), encoding="utf-8")
-        return path
-
-    def deploy(self, command: str, *arguments: str, config: Path) -> Said:
-        """Run `cairn deploy COMMAND` in this process."""
-        return deploy(command, *arguments, "--config", str(config))
-
-    def present(self) -> tuple[set[str], set[str]]:
-        """Name what is on the engine of these deployments: containers, volumes."""
-        containers = {one.name for one in self.engine.containers.list(all=True) if one.name.startswith("cairn-h2-")}
-        return containers, {one.name for one in self.engine.volumes.list() if one.name.startswith("cairn-h2-")}
-
-
-def deploy(*arguments: str) -> Said:
-    """Run `cairn deploy …` in this process."""
-    words = ["deploy", *arguments]
-    done = CliRunner().invoke(make_app(words), words)
-    if isinstance(done.exception, CairnError):
-        return Said(1, done.stdout, f"cairn: {done.exception}")
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Said(done.exit_code, done.stdout, done.stderr)
-
-
-@pytest.fixture(scope="module")
-def clinic(engine: Mapping[str, str], images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
-    """Lay the clinic's folder, and run an aggregator where containers reach it."""
-    folder = tmp_path_factory.mktemp("clinic")
-    folder.chmod(0o755)
-    client = docker.DockerClient(base_url=engine["DOCKER_HOST"], version="auto")
-    host = str(ip_network(client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Subnet"])[1])
-    middle = folder / "aggregator"
-    with socket.create_server((host, 0)) as free:
-        port = free.getsockname()[1]
-    run(["aggregator", "init", "--dir", str(middle), "--federation", "clinics", "--address", f"{host}:{port}"])
-    program = start(["aggregator", "serve", "--dir", str(middle)], folder / "aggregator.log")
-    (folder / "slides").mkdir()
-    tifffile.imwrite(folder / "slides/a.tif", np.zeros((2, 32, 32), np.uint16))
-    (folder / "site.toml").write_text(SITE, encoding="utf-8")
-    found = Clinic(folder, f"cairn-edge-sketch:{images}", client, middle)
-    try:
-        wait_for("the aggregator", lambda: bool(announced(middle / "addresses.json")), [program], 120)
-        invite(found, "north", folder / "invitation.txt")
-        yield found
-    finally:
-        for name in (NAME, "h2-middle", "h2-other"):
-            for ending in ("", "-before", "-trial"):
-                for container in client.containers.list(all=True, filters={"name": f"^cairn-{name}{ending}$"}):
-                    container.remove(force=True, v=True)
-            for volume in client.volumes.list(filters={"name": f"cairn-{name}-"}):
-                volume.remove()
-        client.close()
-        program.stop()
-
-
-def invite(clinic: Clinic, name: str, out: Path) -> None:
-    """Have a site invited."""
-    profile = str(clinic.aggregator / "operator")
-    run(["aggregator", "invite", name, "--profile", profile, "--out", str(out)])
-
-
-@pytest.fixture(scope="module")
-def connected(clinic: Clinic) -> Clinic:
-    """Bring the edge up, once for all tests of a running one."""
-    config = clinic.write()
-    said = clinic.deploy("up", config=config)
-    assert said.code == 0, said.err + said.out
-    assert f"{CONTAINER} is healthy" in said.out
-    assert "north is connected to its aggregator" in said.out
-    return clinic
-
-
-def other_invitation(clinic: Clinic, **changed: str) -> str:
-    """Write the invitation with something else in it."""
-    text = parse((clinic.folder / "invitation.txt").read_text()).model_copy(update=changed).text()
-    (clinic.folder / "other.txt").write_text(text, encoding="utf-8")
-    return 'invitation = "other.txt"'
-
-
-def empty(clinic: Clinic) -> Path:
-    (clinic.folder / "empty").mkdir(exist_ok=True)
-    return clinic.write(name="h2-other", data=str(clinic.folder / "empty"))
-
-
-def unreadable(clinic: Clinic) -> Path:
-    (clinic.folder / "closed").mkdir(exist_ok=True, mode=0o700)
-    return clinic.write(name="h2-other", data=str(clinic.folder / "closed"))
-
-
-def port_taken(clinic: Clinic) -> Path:
-    port = announced(clinic.aggregator / "addresses.json")["dashboard"].rpartition(":")[2]  # on the loopback address
-    return clinic.write(f"page = {port}", name="h2-other")
-
-
-def wrong_checksum(clinic: Clinic) -> Path:
-    """Lay an archive of a small image, with one byte flipped, for an image that the engine lacks."""
-    clinic.engine.api.import_image_from_data(_tar(b"hello"), repository="h2-tiny", tag="1")
-    path = clinic.folder / "bad.bundle"
-    path.unlink(missing_ok=True)
-    assert deploy("bundle", "h2-tiny:1", "--out", str(path)).code == 0
-    clinic.engine.images.remove("h2-tiny:1")
-    with tarfile.open(path) as tar:
-        place = tar.getmembers()[1].offset_data + 20
-    whole = bytearray(path.read_bytes())
-    whole[place] ^= 1
-    path.write_bytes(whole)
-    return clinic.write('archive = "bad.bundle"', name="h2-other", image="h2-tiny:1")
-
-
-def unwritable(clinic: Clinic) -> Path:
-    """Make the state's volume as something else would have: root's."""
-    clinic.engine.volumes.create("cairn-h2-other-state")
-    mount = Mount("/filled", "cairn-h2-other-state", type="volume")
-    helper = clinic.engine.containers.create(clinic.image, mounts=[mount])
-    helper.put_archive("/filled", _tar(b"root's"))
-    helper.remove(v=True)
-    return clinic.write(name="h2-other")
-
-
-def _tar(content: bytes) -> bytes:
-    import io
-
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo("file")
-        entry.size = len(content)
-        tar.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
-
-
-CASES: Mapping[str, tuple[Callable[[Clinic], Path], str]] = {
-    "data folder empty": (empty, "is empty; name the folder of images"),
-    "data folder unreadable by uid 10001": (unreadable, "cannot be read by user 10001"),
-    "data folder missing": (lambda c: c.write(name="h2-other", data="/no/such"), "has no folder /no/such"),
-    "invitation missing": (
-        lambda c: c.write('invitation = "none.txt"', name="h2-other"),
-        "cannot be read; ask the operator",
-    ),
-    "invitation of another federation": (
-        lambda c: c.write(
-            other_invitation(c, ca_pem=pki.make_authority("else", pki_now()).certificate_pem.decode()), name="h2-other"
-        ),
-        "does not show a certificate of this federation",
-    ),
-    "aggregator not reachable": (
-        lambda c: c.write(
-            other_invitation(c, enrolment_address="192.0.2.1:8444", address="localhost:1"), name="h2-other"
-        ),
-        "in the firewall",
-    ),
-    "aggregator's name unknown": (
-        lambda c: c.write(other_invitation(c, enrolment_address="no-such.invalid:8444"), name="h2-other"),
-        "cannot be found from a container",
-    ),
-    "port taken": (port_taken, "is taken; free it, or choose another"),
-    "no such network": (lambda c: c.write('network = "h2-none"', name="h2-other"), "has no network h2-none"),
-    "no GPU": (lambda c: c.write('gpu = "required"', name="h2-other"), "has no NVIDIA runtime"),
-    "too little memory": (lambda c: c.write("cpus = 500", name="h2-other").with_name("h2-other.toml"), "lower `cpus`"),
-    "archive with a wrong checksum": (wrong_checksum, "fetch it again"),
-    "volume unwritable": (unwritable, "cannot be written by user 10001"),
-}
-
-
-def pki_now() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_is_a_sentence_and_exit_code_1_before_anything_is_changed(clinic: Clinic, case: str) -> None:
-    make, sentence = CASES[case]
-    config = make(clinic)
-    if case == "too little memory":
-        config.write_text(config.read_text().replace("cpus = 1\n", ""), encoding="utf-8")
-    before = clinic.present()
-    images = {tag for image in clinic.engine.images.list() for tag in image.tags}
-    said = clinic.deploy("up", config=config)
-    assert said.code == 1, said.out
-    assert sentence in said.err
-    assert "nothing was changed" in said.err
-    assert clinic.present() == before
-    assert {tag for image in clinic.engine.images.list() for tag in image.tags} == images
-    assert clinic.deploy("plan", config=config).code == 1
-
-
-def test_an_image_that_no_registry_gives_is_a_sentence(clinic: Clinic) -> None:
-    said = clinic.deploy("up", config=clinic.write(name="h2-other", image="localhost:1/cairn-edge:9"))
-    assert said.code == 1
-    assert "pulling localhost:1/cairn-edge:9" in said.err
-    assert CONTAINER.replace(NAME, "h2-other") not in clinic.present()[0]
 
 
 def test_a_plan_names_container_mounts_and_what_leaves(clinic: Clinic) -> None:
@@ -431,7 +181,7 @@ def test_a_bundle_brings_an_image_to_an_engine_that_lacks_it(clinic: Clinic, tmp
     from deploy.clinic.running import bars, bring_image
     from deploy.clinic.settings import load_deployment
 
-    clinic.engine.api.import_image_from_data(_tar(b"hello"), repository="h2-tiny", tag="2")
+    clinic.engine.api.import_image_from_data(a_tar(b"hello"), repository="h2-tiny", tag="2")
     known = clinic.engine.images.get("h2-tiny:2").id
     wheels = tmp_path / "wheels"
     wheels.mkdir()

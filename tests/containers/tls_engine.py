@@ -75,10 +75,10 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 @contextmanager
 def tls_engine(path: str, folder: Path) -> Iterator[str]:
     """Offer the engine of a unix socket at tcp://; folders `client` and `stranger` get certificates for it."""
-    ours = _authority("engine")
+    ours = _authority("engine authority")
     _write(folder / "server", ours, "engine")
     _write(folder / "client", ours, "client")
-    _write(folder / "stranger", _authority("elsewhere"), "stranger")
+    _write(folder / "stranger", _authority("another authority"), "stranger")
     (folder / "stranger/ca.pem").write_bytes((folder / "client/ca.pem").read_bytes())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server/cert.pem", folder / "server/key.pem")
