@@ -322,6 +322,20 @@ def shown(settings, words):
     wait_until(lambda: words in httpx.get(page).text, words)
 
 
+def test_a_certificate_that_cannot_be_renewed_is_a_problem_until_it_is(tmp_path, middle):
+    write_image(tmp_path / "images" / "x.ome.tif", 1)
+    begin = datetime.now(UTC) - timedelta(days=80)
+    middle.enrol(tmp_path / "state" / "identity", begin=begin, lasts=timedelta(days=100))
+    middle.stop()
+    settings = write_settings(tmp_path)
+    with running(settings):
+        shown(settings, "could not be renewed")
+        middle.start()
+        shown(settings, "Connected")
+        page = ask(settings.state_dir).page
+        wait_until(lambda: "could not be renewed" not in httpx.get(page).text, "the problem gone")
+
+
 def test_a_machine_of_another_federation_in_the_aggregators_place_is_not_trusted(site, middle):
     stranger = Middle()
     with running(site):

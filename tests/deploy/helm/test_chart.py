@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import yaml
 
 from aggregator.settings import AggregatorSettings
+from cairn import __version__
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -92,6 +94,12 @@ def test_kubernetes_takes_every_object(objects: list[dict[str, Any]], version: s
     assert {found["kind"] for found in objects} >= {"StatefulSet", "Service", "NetworkPolicy", "CronJob"}
     for found in objects:
         kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_the_chart_runs_the_version_of_this_tree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["appVersion"] == __version__ == project["version"]
 
 
 def test_every_container_is_the_images_user_on_a_root_that_it_cannot_write(objects: list[dict[str, Any]]) -> None:
