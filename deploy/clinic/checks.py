@@ -173,6 +173,11 @@ def check_reached(reached: Mapping[str, Any]) -> Findings:
     if why is None:
         return fine(f"the aggregator answers at {address}")
     host, _, port = address.rpartition(":")
+    if "not yet valid" in why or "has expired" in why:
+        return fault(
+            f"by the clock of the engine's machine the certificate of {address} does not hold ({why}); "
+            "set the clock (`timedatectl set-ntp true`), and if it is right ask the operator"
+        )
     return fault(
         {
             "name": f"the name {host} cannot be found from a container; check the address and the machine's DNS",

@@ -146,15 +146,18 @@ def start(engine: Engine, planned: Planned, *, gpu: bool, labels: Mapping[str, s
     return container
 
 
-def wait_until_well(engine: Engine, container: Any, patience_s: float) -> None:
-    """Wait until a container's own health check says yes. Raises CairnError when it ends first, or patience does."""
+def wait_until_well(engine: Engine, container: Any, patience_s: float, restarts: int = 0) -> None:
+    """Wait until a container's own health check says yes. Raises CairnError when it ends first, or patience does.
+
+    restarts  of before, which say nothing of now
+    """
     test = (engine.images.get(container.image.id).attrs["Config"].get("Healthcheck") or {}).get("Test") or ["NONE"]
     command = {"CMD": list(test[1:]), "CMD-SHELL": ["sh", "-c", *test[1:]]}.get(test[0], ["true"])
     deadline = time.monotonic() + patience_s
     with spoken(f"waiting for {container.name}"):
         while True:
             container.reload()
-            if container.status != "running" or container.attrs["RestartCount"]:
+            if container.status != "running" or container.attrs["RestartCount"] > restarts:
                 raise CairnError(f"{container.name} ended instead of serving: {last_words(container)}")
             try:
                 if container.exec_run(command).exit_code == 0:

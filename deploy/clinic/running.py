@@ -107,7 +107,7 @@ def up(engine: Engine, wanted: Deployment, seen: Seen, progress: Progress, say: 
             if there.status != "running":
                 with spoken(f"starting {planned.container}"):
                     there.start()
-            wait_until_well(engine, there, wanted.ready_seconds)
+            wait_until_well(engine, there, wanted.ready_seconds, there.attrs["RestartCount"])
             say(f"{planned.container} runs as the settings say")
             return there
     if seen.image is None:

@@ -110,6 +110,11 @@ def test_what_is_in_the_way_to_the_aggregator_is_named(step: str, word: str) -> 
     assert "cairn.example.org" in found.faults[0]
 
 
+def test_a_certificate_that_does_not_hold_by_this_clock_is_first_of_all_a_clock_to_be_set() -> None:
+    reached = {"address": "cairn.example.org:8443", "step": "tls", "error": "certificate is not yet valid"}
+    assert "set the clock" in checks.check_reached(reached).faults[0]
+
+
 def test_a_site_that_reads_from_where_nothing_is_mounted_is_a_fault(deployment: Make, folder: Path) -> None:
     wanted = deployment()
     path = folder / "site.toml"
