@@ -1,9 +1,11 @@
-"""`python image_finish.py`: takes tests, headers and tools out of an image's packages, then compiles what is left.
+"""`python image_finish.py`: takes tests, headers and tools out of an image, and compiles the standard library.
 
-Compiled here as nobody can at run time: the root is read-only. Needs nothing but Python; for deploy/Dockerfile.
+Compiled here, as the packages were by what installed them, since nobody can at run time: the root is read-only. Needs
+nothing but Python; for deploy/Dockerfile.
 """
 
 import compileall
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -18,7 +20,7 @@ TOOLS: Final = ("uv", "uvx")  # Flower would install a run's requirements with t
 
 
 def finish() -> None:
-    """Remove, then compile."""
+    """Remove and compile."""
     tests = [folder for folder in PACKAGES.rglob("tests") if folder.is_dir()]
     for folder in (*tests, *(PACKAGES / name for name in NOT_USED)):
         shutil.rmtree(folder, ignore_errors=True)
@@ -27,7 +29,8 @@ def finish() -> None:
             program.unlink()
     for name in TOOLS:
         (Path(sysconfig.get_path("scripts")) / name).unlink(missing_ok=True)
-    compileall.compile_dir(str(LIBRARY), quiet=2, workers=0)  # of templates that are no Python, nothing is said
+    # In one process: a pool of them stood still once, in a build beside much else. The packages have their own.
+    compileall.compile_dir(str(LIBRARY), quiet=2, rx=re.compile("site-packages|lib2to3/tests"))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def restarts(composed: Composed, service: str) -> int:
 
 def status(composed: Composed, service: str) -> str:
     """Ask a site how it stands, as its own people do."""
-    asked = ("cairn", "edge", "status", "--config", "/etc/cairn/site.toml")
+    asked = ("cairn", "edge", "status", "--config", "/etc/cairn/site.toml", "--json")
     return composed.docker("exec", composed.container(service), *asked)
 
 
@@ -150,7 +150,7 @@ def test_a_site_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     fill(composed.disk)
     composed.create("full-disk", BAND_NAMES)
     composed.wait_for_line("site-1", event="tally acknowledged", study="full-disk", stage="moments")
-    composed.wait("word of the full disk", lambda: "no room" in status(composed, "site-2"))
+    composed.wait("word of the full disk", lambda: "room on the disk" in status(composed, "site-2"))
     make_room(composed.disk)
     figures["seconds from room on the disk to the site's tally"] = composed.wait(
         "tally of site-2", lambda: acknowledged(composed, "site-2", "full-disk")
