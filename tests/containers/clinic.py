@@ -119,6 +119,8 @@ def clinic(engine: Mapping[str, str], images: str, tmp_path_factory: pytest.Temp
                     container.remove(force=True, v=True)
             for volume in client.volumes.list(filters={"name": f"cairn-{name}-"}):
                 volume.remove()
+        for tag in [tag for image in client.images.list("h2-next") for tag in image.tags if tag.startswith("h2-next:")]:
+            client.images.remove(tag, force=True)
         client.close()
         program.stop()
 
