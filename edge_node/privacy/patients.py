@@ -18,13 +18,12 @@ def patient_of(source: ImageSource, settings: PrivacySettings) -> str | None:
 
 def _by_header(paths: Sequence[object]) -> str | None:
     import pydicom  # noqa: PLC0415 - sites whose unit is no patient start without it
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
 
     names = set()
     for path in paths:
         try:
             header = pydicom.dcmread(str(path), stop_before_pixels=True, specific_tags=["PatientID"])
-        except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError):
+            names.add(str(header.get("PatientID", "")).strip())
+        except Exception:  # noqa: BLE001 - a damaged header raises anything at all
             return None
-        names.add(str(header.get("PatientID", "")).strip())
     return names.pop() if len(names) == 1 and "" not in names else None

@@ -25,6 +25,7 @@ CODECS = {
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
 }
+BROKEN = "is not DICOM or its header is truncated; copy or export it again"
 
 
 @dataclass(frozen=True)
@@ -51,43 +52,47 @@ def open_dicom(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
     slices: list[Slice] = []
     first: Any = None
     for path in source.paths:
-        with explained(path.name, "is not DICOM or its header is truncated; copy or export it again"):
+        with explained(path.name, BROKEN):
             head = pydicom.dcmread(path, stop_before_pixels=True)
             first = first or head
             check_alike(first, head, path.name)
             slices.extend(slices_of(head, path))
-    slices = in_order(slices, name)
-    stored = stored_dtype(first, name)
-    samples = int(first.SamplesPerPixel)
-    height, width = int(first.Rows), int(first.Columns)
-    if height * width * samples * stored.itemsize > CHUNK_BYTES:
-        raise ImageError(f"{name}: found slices of {width} × {height}; expected at most {CHUNK_BYTES >> 20} MiB each")
-    scales = {value for one in slices for value in (one.slope, one.intercept)}
-    plain = all(one.slope == 1 and one.intercept == 0 for one in slices)
-    whole = all(value.is_integer() for value in scales) and stored.itemsize <= 2 and max(map(abs, scales)) < 2**15
-    dtype = stored if plain else np.dtype(np.int32 if whole else np.float64)
+    with explained(name, BROKEN):
+        slices = in_order(slices, name)
+        stored = stored_dtype(first, name)
+        samples = int(first.SamplesPerPixel)
+        height, width = int(first.Rows), int(first.Columns)
+        if height * width * samples * stored.itemsize > CHUNK_BYTES:
+            raise ImageError(
+                f"{name}: found slices of {width} × {height}; expected at most {CHUNK_BYTES >> 20} MiB each"
+            )
+        scales = {value for one in slices for value in (one.slope, one.intercept)}
+        plain = all(one.slope == 1 and one.intercept == 0 for one in slices)
+        whole = all(value.is_integer() for value in scales) and stored.itemsize <= 2 and max(map(abs, scales)) < 2**15
+        dtype = stored if plain else np.dtype(np.int32 if whole else np.float64)
 
-    def read(bands: Sequence[int], at: Window) -> Values:
-        one = slices[at.z]
-        with explained(one.path.name):
-            values = decoded(one).reshape(height, width, samples)
-        part = values[at.y : at.y + at.h, at.x : at.x + at.w]
-        out = bands_first(part, bands).astype(dtype, copy=False)
-        return out if plain else (out * dtype.type(one.slope) + dtype.type(one.intercept)).astype(dtype)
+        def read(bands: Sequence[int], at: Window) -> Values:
+            one = slices[at.z]
+            with explained(one.path.name):
+                values = decoded(one).reshape(height, width, samples)
+            part = values[at.y : at.y + at.h, at.x : at.x + at.w]
+            out = bands_first(part, bands).astype(dtype, copy=False)
+            return out if plain else (out * dtype.type(one.slope) + dtype.type(one.intercept)).astype(dtype)
 
-    yield Image(
-        name=name,
-        bands=("R", "G", "B") if samples == 3 else (str(first.get("Modality") or "0"),),
-        depth=len(slices),
-        height=height,
-        width=width,
-        dtype=dtype,
-        pixel_size_um=pixel_size_of(first),
-        spacing_um=spacing_of(first, slices),
-        chunk=(height, width),
-        read=read,
-        bands_apart=False,
-    )
+        image = Image(
+            name=name,
+            bands=("R", "G", "B") if samples == 3 else (str(first.get("Modality") or "0"),),
+            depth=len(slices),
+            height=height,
+            width=width,
+            dtype=dtype,
+            pixel_size_um=pixel_size_of(first),
+            spacing_um=spacing_of(first, slices),
+            chunk=(height, width),
+            read=read,
+            bands_apart=False,
+        )
+    yield image
 
 
 def check_alike(first: Any, head: Any, name: str) -> None:

@@ -23,12 +23,12 @@ def dicom_series(paths: Sequence[Path]) -> Iterator[tuple[str, tuple[Path, ...]]
         try:
             with explained(path.name):
                 head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+                kind, of = str(head.get("SOPClassUID", "")), str(head.get("SeriesInstanceUID", path.name))
         except ImageError:
             yield "dicom", (path,)
             continue
-        kind = str(head.get("SOPClassUID", ""))
         if "Rows" in head and kind != SEGMENTATION:
             form = "dicom-slide" if kind == SLIDE else "dicom"
-            series.setdefault((form, str(head.get("SeriesInstanceUID", path.name))), []).append(path)
+            series.setdefault((form, of), []).append(path)
     for (form, _), files in series.items():
         yield form, tuple(files)
