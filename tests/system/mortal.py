@@ -1,11 +1,11 @@
 """A `cairn` program that kills itself, by signal 9, once after every kind of gRPC message that it has to do with.
 
-    python -m tests.system.mortal JOURNAL [--by-plan] edge run --config site.toml
+    python -m tests.system.mortal JOURNAL edge run --config site.toml
 
 It dies when an answer has come and nothing was done about it yet (client), and when a request has been dealt with and
 its answer has not left (server). What it died of is a line of the journal, and it does not
 die of the same again; so whoever starts it again and again enumerates the messages. Kinds are methods and the parts
-that a message has; `--by-plan` tells plans apart too.
+that a message has.
 """
 
 import os
@@ -26,16 +26,13 @@ LOCK = threading.Lock()
 class Life:
     """What a program has died of already, and the end of it at something new."""
 
-    def __init__(self, journal: Path, *, by_plan: bool) -> None:
+    def __init__(self, journal: Path) -> None:
         self._journal = journal
-        self._by_plan = by_plan
 
     def after(self, what: str, method: str, message: Any) -> None:
         """Die, if this kind of message has not been died of."""
         parts = [field.name for field, _ in message.ListFields() if field.message_type is not None]
-        plan = next((value for field, value in message.ListFields() if field.name in ("plan", "fingerprint")), b"")
-        of = [plan.hex()[:12] if isinstance(plan, bytes) else str(plan)[:12]] if self._by_plan and plan else []
-        cause = " ".join([what, method, *sorted(parts), *of])
+        cause = " ".join([what, method, *sorted(parts)])
         with LOCK:
             known = self._journal.read_text().splitlines() if self._journal.exists() else []
             if cause not in known:
@@ -124,12 +121,11 @@ class MortalService(grpc.ServerInterceptor):
 
 if __name__ == "__main__":
     _, journal, *arguments = sys.argv
-    by_plan = arguments[0] == "--by-plan"
-    life = Life(Path(journal), by_plan=by_plan)
+    life = Life(Path(journal))
     secure_channel, server = grpc.secure_channel, grpc.server
     grpc.secure_channel = lambda *a, **k: mortal_channel(life, secure_channel(*a, **k))
     grpc.server = lambda pool, interceptors=(), **k: server(
         pool, interceptors=[MortalService(life), *interceptors], **k
     )
-    sys.argv = ["cairn", *arguments[by_plan:]]
+    sys.argv = ["cairn", *arguments]
     main()

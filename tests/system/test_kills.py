@@ -1,7 +1,5 @@
 """kill -9 of every process at every stage: nothing lost, nothing counted twice."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -62,8 +60,7 @@ def test_a_site_that_vanishes_before_sending_and_returns_is_counted_once(tmp_pat
 
 def born(program: Program, journal: Path) -> Program:
     """Start a program so that it dies, once, after every kind of message; the journal says of which it has."""
-    by_plan = ["--by-plan"] if os.environ.get("CAIRN_KILLS") == "plans" else []
-    arguments = [sys.executable, "-m", "tests.system.mortal", str(journal), *by_plan, *program.arguments]
+    arguments = [sys.executable, "-m", "tests.system.mortal", str(journal), *program.arguments]
     with program.log.open("ab") as output:
         return Program(program.arguments, program.log, subprocess.Popen(arguments, stdout=output, stderr=output))
 
@@ -72,7 +69,6 @@ def born(program: Program, journal: Path) -> Program:
 def test_the_sums_are_exact_when_a_site_and_the_aggregator_die_after_every_kind_of_message(
     tmp_path: Path, tissue: Path
 ) -> None:
-    """`CAIRN_KILLS=plans` tells each plan's messages apart; docs/RELIABILITY.md has the figures."""
     with observed(tmp_path / "all", tissue) as seen:
         running, site = seen.running, seen.running.sites
         of_aggregator, of_site = tmp_path / "aggregator.deaths", tmp_path / "site.deaths"
@@ -97,7 +93,6 @@ def test_the_sums_are_exact_when_a_site_and_the_aggregator_die_after_every_kind_
             _, plan = seen.plans("small")[stage, 0]
             assert_same(seen.merged("small", stage), centrally(plan, seen.sources()))
         deaths = {journal.stem: journal.read_text().splitlines() for journal in (of_aggregator, of_site)}
-        sys.stdout.write(json.dumps(deaths, indent=1))
         for lines in deaths.values():
             methods = {line.split()[1].rsplit("/", 1)[1] for line in lines}
             assert {"Watch", "Answer", "Report", "Follow", "Advertise", "Deal", "Vote", "Reveal"} <= methods

@@ -261,6 +261,7 @@ class Site:
         self.folder = federation.folder / name
         self.spool = self.folder / "spool"
         self.spool.mkdir(parents=True)
+        self.halts.mkdir()
         key = ec.generate_private_key(ec.SECP384R1())
         (self.folder / "node.key").write_bytes(
             key.private_bytes(
@@ -299,13 +300,18 @@ class Site:
         if code not in {0, -9} and kept and not self._federation.closing:
             self.start_node()
 
+    @property
+    def halts(self) -> Path:
+        """Where a test says at what place the trainer is to stand still, see halting_site.py."""
+        return self.folder / "halts"
+
     def start_trainer(self) -> None:
         told = {"runs": self.runs, "scenes": self.scenes, "device": "cpu", "threads": 1}
         settings = self.folder / "site.json"
         settings.write_text(json.dumps({**told, "folder": str(self.folder / "trainer")}))
         process = self._federation._spawn(
             f"{self.name}-trainer",
-            *("agent_trainer.rounds.site", "--supernode", f"127.0.0.1:{self.port}"),
+            *("tests.agent_trainer.rounds.halting_site", self.halts, "--supernode", f"127.0.0.1:{self.port}"),
             *("--secret", self.folder / "secret", "--settings", settings, "--spool", self.spool),
             out=subprocess.PIPE,
         )

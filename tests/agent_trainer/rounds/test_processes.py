@@ -1,8 +1,10 @@
 """Rounds with real processes: what is killed, hostile or missing costs no more than it must."""
 
 import json
+import os
 import socket
 import ssl
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from cairn.codec import decode_plan
 from cairn.errors import Unreachable
 from cairn.plan import ReplayPlan, ReplayRangesPlan
 from cairn.run import RunSpec
-from tests.agent_trainer.rounds.processes import Federation, until
+from tests.agent_trainer.rounds.halting_site import PLACES
+from tests.agent_trainer.rounds.processes import Federation, Site, free_port, until
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +148,43 @@ def test_superlink_killed_in_mid_run_costs_nothing(federation):
     ), states(federation, "link-killed")
 
 
+def kill_and_restart(federation, victim):
+    """Kill one of them as a power cut would, and start it again, as its supervisor does."""
+    north = federation.sites["north"]
+    if victim == "SuperNode":
+        met = federation.said("north-node").count("SuperNode ID:")
+        federation.kill("north-node")
+        north.start_node()
+        until("SuperLink knows north again", lambda: federation.said("north-node").count("SuperNode ID:") > met)
+    elif victim == "SuperLink":
+        federation.kill("superlink")
+        federation.start_link()
+    else:
+        federation.kill("north-trainer")
+        north.start_trainer()
+
+
+VICTIMS = ("ClientApp", "SuperNode", "SuperLink")
+EVERY = list(product(PLACES, VICTIMS))
+KILLS = EVERY if os.environ.get("CAIRN_KILLS") == "all" else list(zip(PLACES, cycle(VICTIMS), strict=False))
+
+
+@pytest.mark.parametrize(("place", "victim"), KILLS)
+def test_whoever_is_killed_wherever_in_a_run_it_ends_and_the_site_is_in_the_next(federation, place, victim):
+    """One victim a place; `CAIRN_KILLS=all`: every victim at every place."""
+    halts, run = federation.sites["north"].halts, f"{place}-{victim}".lower()
+    (halts / place).touch()
+    federation.aggregator.submit(spec(run, rounds=2, min_sites=1, round_deadline=60))
+    until(f"north is at {place}", (halts / f"{place}.reached").exists)
+    kill_and_restart(federation, victim)
+    (halts / f"{place}.reached").unlink()
+    assert federation.wait_for(run)[0] == "done"
+    for number, sites in states(federation, run).items():
+        assert sites["south"] == "trained", (number, sites)
+        trained = sum(state == "trained" for state in sites.values())
+        assert federation.aggregator.rounds[run][number].metrics["updates"] == 20 * trained, number
+
+
 def test_a_run_that_is_stopped_ends_after_its_round_and_can_be_resumed(federation):
     federation.aggregator.submit(spec("stopped", rounds=1000))
     until("a round is reported", lambda: "stopped" in federation.aggregator.rounds)
@@ -202,6 +242,16 @@ def test_superlink_serves_strangers_nothing_but_its_health_and_the_signed_api(fe
         pytest.raises(ssl.SSLError),
     ):
         older.wrap_socket(line, server_hostname="127.0.0.1")
+
+
+def test_a_supernode_whose_key_nobody_registered_is_turned_away_and_asked_for_nothing(federation):
+    mallory = Site(federation, "mallory")
+    mallory.port = free_port()
+    mallory.start_node()
+    until("mallory was turned away", lambda: "Failed to activate SuperNode" in federation.said("mallory-node"))
+    assert federation.finish(spec("without-mallory", rounds=1))[0] == "done"
+    assert set(states(federation, "without-mallory")[1]) == {"north", "south"}
+    federation.kill("mallory-node")
 
 
 def test_nothing_was_written_to_the_home_folder_and_nothing_was_installed(federation):
