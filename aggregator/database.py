@@ -45,7 +45,10 @@ def open_database(url: str) -> Engine:
         raise ConfigError(f"the database is of the kind {kind!r} where sqlite or postgresql is expected")
     if kind == "sqlite" and address.database in {None, "", ":memory:"}:
         raise ConfigError("the database's URL names no file; a database in memory would not survive a restart")
-    engine = sqlalchemy.create_engine(address, pool_size=8, max_overflow=56, pool_pre_ping=kind == "postgresql")
+    # An error's text goes into the log, and the values of a statement do not.
+    engine = sqlalchemy.create_engine(
+        address, pool_size=8, max_overflow=56, pool_pre_ping=kind == "postgresql", hide_parameters=True
+    )
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin)

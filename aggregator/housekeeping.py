@@ -14,7 +14,6 @@ from aggregator.intake.store import BlobStore
 from aggregator.members import pki
 from aggregator.settings import Retention
 from aggregator.telemetry import Metrics
-from cairn.errors import CairnError
 from cairn.logs import Log
 
 EVERY_S: Final = 3600.0
@@ -88,6 +87,6 @@ class Housekeeping:
         while not self._stopped.is_set():
             try:
                 self.turn()
-            except (CairnError, OSError) as error:  # the database or the store is away; next hour it is not
+            except Exception as error:  # noqa: BLE001 - the database or the store is away; next hour it is not
                 self._log.error("housekeeping put off", exc_info=error)
             self._stopped.wait(EVERY_S)

@@ -192,6 +192,7 @@ class Connection:
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         unknown = self._trains and not enrolment.supernode_known(self._identity)
         if end - datetime.now(UTC) > (end - begin) / 3 and not unknown:
+            self._board.problems("certificate", [])  # somebody may have renewed it by hand
             return
         try:
             enrolment.renew(self._address, self._identity, trains=self._trains)

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,11 +67,11 @@ def make(folder: Path, settings: AggregatorSettings, out: Path, now: datetime, *
         stack.callback(engine.dispose)
         held = stack.enter_context(_staging(settings.state_dir))
         revision = databases.revision(settings.database_url)
-        runs = _hold(settings.runs, held / "runs")
+        runs = _hold(settings.runs, held / "runs", together=True)
         database = databases.snapshot(settings.database_url, held)
         wanted = needed(engine) if blobs else frozenset()
         if blobs and store.folder is not None:
-            store = BlobStore(str(_hold(store.folder, held / "blobs")))
+            store = BlobStore(str(_hold(store.folder, held / "blobs", together=False)))
         sealed_by = at_rest.wrapped_by(settings)
         with storage_full("the backup cannot be written"), write_atomically(out, 0o600) as file:
             writer = archive.Writer(file)
@@ -157,9 +157,10 @@ def _add_blobs(writer: archive.Writer, store: BlobStore) -> None:
             writer.add(f"state/blobs/{digest[:2]}/{digest}", file, size)
 
 
-def _hold(source: Path, target: Path) -> Path:
+def _hold(source: Path, target: Path, *, together: bool) -> Path:
     """Give all finished files of a folder a second name, so that they stay while the first may go; returns where.
 
+    together  of a folder that is being deleted nothing is held, for half a checkpoint is none; else what is left
     On another disk than `target` there is no second name: then they are read where they are.
     """
     for folder, _, names in os.walk(source):
@@ -169,9 +170,10 @@ def _hold(source: Path, target: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         try:
             for name in names:
-                if not name.startswith("."):
-                    os.link(Path(folder) / name, place / name)
-        except FileNotFoundError:  # the folder is being deleted: no half of it
+                with nullcontext() if together else suppress(FileNotFoundError):
+                    if not name.startswith("."):
+                        os.link(Path(folder) / name, place / name)
+        except FileNotFoundError:
             shutil.rmtree(place)
         except OSError as error:
             if error.errno not in {errno.EXDEV, errno.EPERM, errno.ENOTSUP}:

@@ -62,7 +62,9 @@ def bundle(deployment: Callable[..., Deployment], tmp_path: Path) -> dict[str, s
 
 
 @pytest.mark.parametrize(
-    "secret", [PATIENT, FILE, "Erika", TOKEN, TOKEN[20:], PASSWORD, "PRIVATE KEY", KEY.splitlines()[1], "/srv", ".svs"]
+    "secret",
+    [PATIENT, FILE, "Erika", TOKEN, TOKEN[20:], PASSWORD, "PRIVATE KEY", KEY.splitlines()[1], "/srv", ".svs"],
+    ids=["patient", "file", "name", "token", "token's end", "password", "key's label", "key", "folder", "suffix"],
 )
 def test_no_secret_and_no_name_is_in_a_support_bundle(bundle: dict[str, str], secret: str) -> None:
     for name, text in bundle.items():
