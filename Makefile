@@ -64,7 +64,7 @@ images: wheels
 	for image in $(IMAGES); do DOCKER_BUILDKIT=1 docker build --quiet --file deploy/Dockerfile --target $$image \
 	  --build-arg VERSION=$(VERSION) --tag cairn-$$image:$(VERSION) . || exit 1; done
 
-# The images, the compose file and its faults on a real engine, which is started where none runs. Root; 15 minutes.
+# The images, the compose file and its faults on a real engine, which is started where none runs. Root.
 containers: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -m containers tests/containers
 

@@ -52,10 +52,13 @@ class Metrics:
     certificate_ends: Gauge
 
 
+ALERTED = ("unexpected", "StorageFull")  # kinds of errors there from the start: an increase needs a first value
+
+
 def make_metrics() -> Metrics:
     """Make the metrics on a registry of their own."""
     registry = CollectorRegistry()
-    return Metrics(
+    metrics = Metrics(
         registry=registry,
         uploads=Counter("cairn_uploads", "Tallies entered into the ledger.", registry=registry),
         ledger_bytes=Gauge("cairn_ledger_bytes", "Bytes of all uploads in the ledger.", registry=registry),
@@ -94,6 +97,9 @@ def make_metrics() -> Metrics:
             registry=registry,
         ),
     )
+    for kind in ALERTED:
+        metrics.errors.labels(kind)
+    return metrics
 
 
 def make_log(stream: Stream) -> Log:

@@ -163,7 +163,7 @@ def wait_until_well(engine: Engine, container: Any, patience_s: float, restarts:
                 if container.exec_run(command).exit_code == 0:
                     return
             except APIError:
-                continue  # it ended between the two calls: the next look says how
+                pass  # it ended between the two calls: the next look says how
             if time.monotonic() > deadline:
                 raise CairnError(f"{container.name} was not healthy within {patience_s:.0f} s: {last_words(container)}")
             time.sleep(LOOK_S)

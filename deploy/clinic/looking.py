@@ -115,6 +115,11 @@ def look_with_image(engine: Engine, wanted: Deployment, seen: Seen) -> None:
         found.faults.append(_about_folder(str(error)))
         return
     seen.holds, seen.identity = looked["state"]["holds"], looked["identity"]
+    if seen.invited and seen.identity and seen.identity["expires"] <= looked["time"]:
+        seen.identity = None
+        found.warnings.append(
+            "the site's certificate has ended; it enrols again with the invitation, and keeps its key"
+        )
     found.add(checks.check_state(planned.state, looked["state"]))
     found.add(checks.check_disk(looked["state"]["free"], 0))
     for name, folder in wanted.data.items():
@@ -158,21 +163,19 @@ def _look_from_outside(target: Target, wanted: Deployment, seen: Seen) -> None:
             looked = probe.look_at_data(str(folder))
             if looked["error"] or not looked["entries"]:
                 found.add(checks.check_data(name, folder, looked))
-        taken = [address for address in seen.planned.ports.values() if probe.taken(*address)]
+        ours = _ports_of(seen.container)
+        taken = [address for address in seen.planned.ports.values() if address not in ours and probe.taken(*address)]
         found.add(checks.check_ports(taken))
     found.add(checks.check_disk(free, seen.archive.about["bytes"] if seen.archive else 0))
-    if seen.invited:
+    if seen.invited and target.local:
         newcomer = _newcomer(seen)
         reached = [probe.reach(address, newcomer["ca"]) for address in newcomer["reach"]]
         reached += [probe.reach(address, None) for address in newcomer["knock"]]
         _judge_aggregator(wanted, seen, reached, time.time())
-    elif wanted.role == "edge" and not has_no_state(seen):
+    elif seen.invited:
+        found.warnings.append("whether the aggregator can be reached is only known once the image is on the engine")
+    elif wanted.role == "edge" and seen.container is not None:
         found.warnings.append("whether the site is enrolled is only known once the image is on the engine")
-
-
-def has_no_state(seen: Seen) -> bool:
-    """Tell whether nothing of this deployment was there before."""
-    return seen.container is None
 
 
 def _has_network(engine: Engine, name: str) -> bool:

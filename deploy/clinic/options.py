@@ -1,6 +1,7 @@
 """What all commands of `cairn deploy` share: their options, and how settings and engine are opened."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,5 +38,16 @@ def engine_of(host: str | None, context: str | None) -> Iterator[tuple["Engine",
     except ImportError as error:
         raise ConfigError('the docker SDK is missing: pip install "cairn-federation[deploy]"') from error
     target = choose(host, context, os.environ)
-    with opened_engine(target) as engine:
+    with opened_engine(target) as engine, hanging_up():
         yield engine, target
+
+
+@contextmanager
+def hanging_up() -> Iterator[None]:
+    """Take SIGTERM and a terminal that hangs up for Ctrl-C: what was stopped or half made is put right first."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -29,7 +29,6 @@ class Planned:
     volumes   name = where; read-only ends in ":ro"
     folders   folder of the engine's machine = where; all read-only
     ports     container's port = (address, port) of the engine's machine
-    health    command that ends with 0 when the service is well; None leaves it to the image
     """
 
     container: str

@@ -143,9 +143,12 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     if state := asked.get("state"):
         found["state"] = look_at_state(state)
         found["identity"] = look_at_identity(state)
-    reached = [reach(address, asked["ca"]) for address in asked.get("reach", [])]
-    reached += [reach(address, None) for address in asked.get("knock", [])]
-    if (identity := found.get("identity")) and asked.get("enrolled"):
+    identity = found.get("identity")
+    reached: list[dict[str, Any]] = []
+    if identity is None or identity["expires"] <= found["time"]:  # else the invitation is used up
+        reached += [reach(address, asked["ca"]) for address in asked.get("reach", [])]
+        reached += [reach(address, None) for address in asked.get("knock", [])]
+    if identity and asked.get("enrolled") and (identity["expires"] > found["time"] or not reached):
         files = Path(asked["state"]) / "identity"
         pair = str(files / "certificate.pem"), str(files / "key.pem")
         reached.append(reach(identity["address"], (files / "ca.pem").read_text(encoding="ascii"), *pair))

@@ -103,7 +103,7 @@ def up(engine: Engine, wanted: Deployment, seen: Seen, progress: Progress, say: 
         runs = there.attrs["Config"]["Image"]
         if runs != wanted.image:
             raise ConfigError(f"{planned.container} is of {runs}; `cairn deploy upgrade` changes it to {wanted.image}")
-        if there.labels.get(SPEC) == wish:
+        if there.labels.get(SPEC) == wish and (seen.identity is not None or wanted.site is None):
             if there.status != "running":
                 with spoken(f"starting {planned.container}"):
                     there.start()

@@ -88,14 +88,9 @@ def about_container(attrs: Mapping[str, Any]) -> dict[str, Any]:
         "memory": host["Memory"],
         "nano_cpus": host["NanoCpus"],
         "read_only": host["ReadonlyRootfs"],
-        "mounts": [{"type": mount["Type"], "to": hide_folder(mount), "rw": mount["RW"]} for mount in attrs["Mounts"]],
+        "mounts": [{"type": mount["Type"], "to": mount["Destination"], "rw": mount["RW"]} for mount in attrs["Mounts"]],
         "ports": sorted((host.get("PortBindings") or {}).keys()),
     }
-
-
-def hide_folder(mount: Mapping[str, Any]) -> str:
-    """Name where something is mounted: all of these are ours."""
-    return str(mount["Destination"])
 
 
 def about_engine(version: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,9 @@ TRIAL_S = 600.0
 
 
 def settle(engine: Engine, seen: Seen, say: Say) -> None:
-    """Undo an upgrade that was cut off: what ran before it comes back."""
+    """Undo an upgrade that was cut off: what ran before it comes back, and its trial goes."""
     planned = seen.planned
+    end_trial(engine, planned)
     old = find(engine, planned.before)
     if old is None:
         return
@@ -75,28 +76,36 @@ def upgrade(engine: Engine, wanted: Deployment, seen: Seen, progress: Progress, 
     elif old.attrs["Image"] == seen.image["Id"]:
         say(f"{planned.container} is of {wanted.image} already; nothing was changed")
         return old
-    was_connected = bool(seen.site) and bool(edge_status(old).get("connected"))
+    was_connected = bool(seen.site) and old.status == "running" and bool(edge_status(old).get("connected"))
     with spoken(f"stopping {planned.container}"):
         old.stop(timeout=DRAIN_S)
     try:
-        new = _replace(engine, wanted, seen, old, was_connected=was_connected, say=say)
+        with spoken("upgrading"):
+            old.rename(planned.before)  # by this name it is found again, whatever ends this program
+        new = _replace(engine, wanted, seen, old.labels[SPEC], was_connected=was_connected, say=say)
     except BaseException as error:  # Ctrl-C too
+        before, began = old.attrs["Config"]["Image"], False
         old.reload()
         if old.name == planned.before:
+            began = find(engine, planned.container) is not None  # on the state itself
             roll_back(engine, planned, old)
         else:
             with spoken("rolling back"):
                 old.start()
-        wait_until_well(engine, old, wanted.ready_seconds)
-        if isinstance(error, CairnError):
-            raise CairnError(f"{error}; {old.attrs['Config']['Image']} runs again, with its state as it was") from error
-        raise
+        if not isinstance(error, CairnError):
+            raise
+        try:
+            wait_until_well(engine, old, wanted.ready_seconds)
+        except CairnError as again:
+            raise CairnError(f"{error}; {before} does not run on what it left ({again}); restore the backup") from error
+        state = "with what the new version wrote into its state" if began else "with its state as it was"
+        raise CairnError(f"{error}; {before} runs again, {state}") from error
     with spoken("removing what ran before"):
         old.remove(v=True)
     return new
 
 
-def _replace(engine: Engine, wanted: Deployment, seen: Seen, old: Any, *, was_connected: bool, say: Say) -> Any:
+def _replace(engine: Engine, wanted: Deployment, seen: Seen, wish: str, *, was_connected: bool, say: Say) -> Any:
     """Try the new image on a copy, then start it in the place of the stopped old one. Raises CairnError."""
     planned = seen.planned
     if "database-url" in wanted.secrets:
@@ -104,21 +113,24 @@ def _replace(engine: Engine, wanted: Deployment, seen: Seen, old: Any, *, was_co
     else:
         _trial(engine, planned, wanted, seen)
         say("the new version has proved itself on a copy of the state")
-    with spoken("upgrading"):
-        old.rename(planned.before)
-    new = start(engine, planned, gpu=seen.gpu, labels={SPEC: old.labels[SPEC]})
+    new = start(engine, planned, gpu=seen.gpu, labels={SPEC: wish})
     wait_until_well(engine, new, wanted.ready_seconds)
     if was_connected and not connected(new, seen, say):
         raise CairnError("the new version does not get connected to the aggregator, as the old one was")
     return new
 
 
+def end_trial(engine: Engine, planned: Planned) -> None:
+    """Remove what a trial that was cut off has left."""
+    if left := find(engine, f"{planned.container}-trial"):
+        with spoken("ending a trial"):
+            left.remove(force=True, v=True)
+    drop_volume(engine, f"{planned.container}-copy")
+
+
 def _trial(engine: Engine, planned: Planned, wanted: Deployment, seen: Seen) -> None:
     """Let the new image migrate and serve a copy of the state, where nobody can reach it and it reaches nobody."""
     copy, name = f"{planned.container}-copy", f"{planned.container}-trial"
-    if left := find(engine, name):
-        left.remove(force=True, v=True)
-    drop_volume(engine, copy)
     make_volume(engine, copy, planned.container)
     try:
         skipped = " ".join(f"--exclude=./{folder}" for folder in LEFT_BEHIND)

@@ -11,7 +11,7 @@ from cairn import __version__
 from cairn.errors import ConfigError
 from deploy.clinic.archive import CHUNK, Contents, open_part, read_archive, write_archive
 from deploy.clinic.checks import STATE
-from deploy.clinic.containers import created, drop_volume, find, has_volume, make_volume
+from deploy.clinic.containers import created, drop_volume, find, find_image, has_volume, make_volume
 from deploy.clinic.engine import Engine, spoken
 from deploy.clinic.planning import DRAIN_S, Planned
 
@@ -99,17 +99,23 @@ def restore(engine: Engine, planned: Planned, path: Path, *, replace: bool, move
         raise ConfigError(f"{planned.container} runs; `cairn deploy down` first, its state stays")
     if has_volume(engine, planned.state) and not replace:
         raise ConfigError(f"the volume {planned.state} is there; --replace deletes what is in it")
+    if find_image(engine, planned.image) is None:
+        raise ConfigError(f"the engine has no image {planned.image}, through which it writes; load or pull it first")
     if container is not None:
         with spoken("restoring"):
             container.remove()
     drop_volume(engine, planned.state)
     make_volume(engine, planned.state, planned.container)
-    with (
-        _helper(engine, planned.image, planned.state) as helper,
-        open_part(contents, PART) as chunks,
-        spoken("restoring"),
-    ):
-        helper.put_archive(str(STATE.parent), _told(chunks, moved))
+    try:
+        with (
+            _helper(engine, planned.image, planned.state) as helper,
+            open_part(contents, PART) as chunks,
+            spoken("restoring"),
+        ):
+            helper.put_archive(str(STATE.parent), _told(chunks, moved))
+    except BaseException:  # half a state must not be taken for one
+        drop_volume(engine, planned.state)
+        raise
     return contents
 
 

@@ -51,6 +51,14 @@ def test_every_metric_of_an_alert_is_one_that_the_aggregator_has() -> None:
     assert used <= exposed | typed
 
 
+def test_an_error_that_an_alert_waits_for_is_counted_from_the_start() -> None:
+    exposed = generate_latest(make_metrics().registry).decode()
+    kinds = {kind for rule in ALERTS.values() for kind in re.findall(r'cairn_errors_total{kind="(\w+)"}', rule["expr"])}
+    assert len(kinds) == 2
+    for kind in kinds:
+        assert f'cairn_errors_total{{kind="{kind}"}} 0.0' in exposed
+
+
 def test_every_alert_has_its_entry_in_the_runbook_and_no_other_is_there() -> None:
     page = (ROOT / "docs/OPERATING.md").read_text(encoding="utf-8")
     section = page.split("## Alerts\n")[1].split("\n## ")[0]
