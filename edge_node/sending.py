@@ -39,6 +39,9 @@ class Sending:
         self._log = log
         self._woken = threading.Event()
         self._reconnected = threading.Event()
+        self._unwanted: set[bytes] = (
+            set()
+        )  # fingerprints of parked tallies whose plans were not open when last looked at
 
     def wake(self) -> None:
         """Look again: something was sealed."""
@@ -58,6 +61,7 @@ class Sending:
                 if self._reconnected.is_set():
                     self._check_sent()
                     self._reconnected.clear()
+                self._check_parked()
                 shut = self._send_pending()
                 self._board.problems("door", [Problem(one.kind, one.sentence) for one in shut])
                 self._changed()
@@ -92,6 +96,17 @@ class Sending:
                 self._board.problems("uplink", [])
             self._gone()
         return list(dict.fromkeys(kept))
+
+    def _check_parked(self) -> None:
+        """Take up what was not wanted when its plan is open again: a restored aggregator comes to it anew."""
+        if not self._offers.known:
+            return
+        for sealed in self._outbox.listed("parked"):
+            if not self._offers.open(sealed.fingerprint):
+                self._unwanted.add(sealed.fingerprint)
+            elif sealed.fingerprint in self._unwanted:
+                self._unwanted.remove(sealed.fingerprint)
+                self._outbox.move(sealed, "masked" if self._offers.masked(sealed.fingerprint) else "pending")
 
     def _check_sent(self) -> None:
         """Send again what the aggregator asks for anew, after it was restored from a backup; forget what is over."""

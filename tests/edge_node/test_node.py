@@ -212,6 +212,20 @@ def test_a_tally_that_comes_too_late_is_parked_and_not_sent_again(site, middle):
     assert list(middle.tallies.ledger) == [other]
 
 
+def test_a_parked_tally_is_sent_when_its_plan_is_open_again(site, middle):
+    plan = plan_of("moments")
+    of = fingerprint(codec.encode_plan(plan))
+    middle.tallies.closed.add(of)
+    with running(site):
+        middle.publish(plan)
+        wait_until(lambda: len(list((site.state_dir / "outbox" / "parked").iterdir())) == 1, "parked")
+        [other] = middle.publish(plan_of("ranges"))  # as an aggregator does that was restored from an old backup
+        wait_until(lambda: other in middle.tallies.ledger, "an earlier stage")
+        middle.tallies.closed.clear()
+        middle.publish(plan)
+        wait_until(lambda: of in middle.tallies.ledger, "the tally")
+
+
 def test_what_the_aggregator_lost_is_sent_again_and_is_the_same(site, middle):
     with running(site):
         [of] = middle.publish(plan_of("counts"))
