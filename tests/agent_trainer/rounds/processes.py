@@ -282,7 +282,12 @@ class Site:
         self.start_trainer()
 
     def start_node(self) -> None:
-        self._federation._spawn(
+        node = self.spawn_node()
+        threading.Thread(target=self._keep_node, args=(node,)).start()
+
+    def spawn_node(self) -> subprocess.Popen:
+        """Start a SuperNode that nobody starts again."""
+        return self._federation._spawn(
             f"{self.name}-node",
             *("agent_trainer.rounds.daemons", "supernode"),
             *("--superlink", f"127.0.0.1:{self._federation.link_port}"),
@@ -290,7 +295,6 @@ class Site:
             *("--auth-supernode-private-key", self.folder / "node.key", "--isolation", "process"),
             *("--superexec-auth-secret-file", self.folder / "secret", "--host", "127.0.0.1", "--port", self.port),
         )
-        threading.Thread(target=self._keep_node, args=(self._federation._processes[f"{self.name}-node"],)).start()
 
     def _keep_node(self, process: subprocess.Popen) -> None:
         # As the edge does: a SuperNode whose key is not registered yet ends, and is started again.

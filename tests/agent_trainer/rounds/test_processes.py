@@ -18,7 +18,7 @@ from cairn.errors import Unreachable
 from cairn.plan import ReplayPlan, ReplayRangesPlan
 from cairn.run import RunSpec
 from tests.agent_trainer.rounds.halting_site import PLACES
-from tests.agent_trainer.rounds.processes import Federation, Site, free_port, until
+from tests.agent_trainer.rounds.processes import PATIENCE_S, Federation, Site, free_port, until
 
 pytestmark = pytest.mark.slow
 
@@ -249,11 +249,10 @@ def test_superlink_serves_strangers_nothing_but_its_health_and_the_signed_api(fe
 def test_a_supernode_whose_key_nobody_registered_is_turned_away_and_asked_for_nothing(federation):
     mallory = Site(federation, "mallory")
     mallory.port = free_port()
-    mallory.start_node()
-    until("mallory was turned away", lambda: "Failed to activate SuperNode" in federation.said("mallory-node"))
+    assert mallory.spawn_node().wait(PATIENCE_S) != 0
+    assert "Failed to activate SuperNode" in federation.said("mallory-node")
     assert federation.finish(spec("without-mallory", rounds=1))[0] == "done"
     assert set(states(federation, "without-mallory")[1]) == {"north", "south"}
-    federation.kill("mallory-node")
 
 
 def test_nothing_was_written_to_the_home_folder_and_nothing_was_installed(federation):
