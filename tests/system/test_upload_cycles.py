@@ -33,7 +33,7 @@ from deploy.processes import run
 from tests.system.observing import Observed, assert_same
 from tests.system.uploading import tally_of, upload
 
-KILLS = int(os.environ.get("UPLOAD_KILLS", "80"))  # a multiple of ten; 200 were measured, docs/RELIABILITY.md
+KILLS = int(os.environ.get("UPLOAD_KILLS", "40"))  # a multiple of ten; 200 were measured, docs/RELIABILITY.md
 SEED = 20
 SITES = ("site-1", "site-2", "site-3")
 STAGES = ("moments", "ranges", "counts")
