@@ -74,7 +74,7 @@ def test_what_a_person_must_decide_has_no_default(tmp_path, line):
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "10.0.0.5:80", "hospital.example:80", "127.0.0.1", "127.0.0.1:99999"])
 def test_only_this_machine_itself_may_look(tmp_path, address):
-    with pytest.raises(ConfigError, match="write 127.0.0.1:PORT"):
+    with pytest.raises(ConfigError, match=r"write 127\.0\.0\.1:PORT"):
         load_settings(write(tmp_path, MINIMAL + f'[local]\npage = "{address}"\n'))
 
 

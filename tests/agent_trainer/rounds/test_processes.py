@@ -203,6 +203,15 @@ def test_settings_that_are_unknown_end_the_run_with_one_sentence(federation):
     assert (state, "gama" in sentence) == ("failed", True)
 
 
+def test_a_supernode_whose_key_nobody_registered_is_turned_away_and_asked_for_nothing(federation):
+    mallory = Site(federation, "mallory")
+    mallory.port = free_port()
+    assert mallory.spawn_node().wait(PATIENCE_S) != 0
+    assert "Failed to activate SuperNode" in federation.said("mallory-node")
+    assert federation.finish(spec("without-mallory", rounds=1))[0] == "done"
+    assert set(states(federation, "without-mallory")[1]) == {"north", "south"}
+
+
 def test_an_update_that_the_edge_keeps_back_leaves_no_trace_outside(federation):
     south = federation.sites["south"]
     south.answer_to_updates = "keep"
@@ -244,15 +253,6 @@ def test_superlink_serves_strangers_nothing_but_its_health_and_the_signed_api(fe
         pytest.raises(ssl.SSLError),
     ):
         older.wrap_socket(line, server_hostname="127.0.0.1")
-
-
-def test_a_supernode_whose_key_nobody_registered_is_turned_away_and_asked_for_nothing(federation):
-    mallory = Site(federation, "mallory")
-    mallory.port = free_port()
-    assert mallory.spawn_node().wait(PATIENCE_S) != 0
-    assert "Failed to activate SuperNode" in federation.said("mallory-node")
-    assert federation.finish(spec("without-mallory", rounds=1))[0] == "done"
-    assert set(states(federation, "without-mallory")[1]) == {"north", "south"}
 
 
 def test_nothing_was_written_to_the_home_folder_and_nothing_was_installed(federation):
