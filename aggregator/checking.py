@@ -5,11 +5,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import text
 
-from aggregator import at_rest, audit_log, housekeeping
+from aggregator import at_rest, audit_log
 from aggregator.database import open_database, reading
 from aggregator.housekeeping import certificate_ends
 from aggregator.members import pki
 from aggregator.settings import AggregatorSettings
+from cairn.enrolment import ENDS_SOON
 from cairn.errors import CairnError, ConfigError
 from cairn.secrecy import open_to_others
 
@@ -73,7 +74,7 @@ def _database(settings: AggregatorSettings, now: datetime, report: Report) -> No
     finally:
         engine.dispose()
     for holder, moment in ends.items():
-        if holder != "ca" and moment - now < housekeeping.SOON:
+        if holder != "ca" and moment - now < ENDS_SOON:
             how = (
                 "`cairn aggregator renew`" if holder.startswith("operator/") else "its page says why it does not renew"
             )

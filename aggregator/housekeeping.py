@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +14,10 @@ from aggregator.intake.store import BlobStore
 from aggregator.members import pki
 from aggregator.settings import Retention
 from aggregator.telemetry import Metrics
+from cairn.enrolment import ENDS_SOON
 from cairn.logs import Log
 
 EVERY_S: Final = 3600.0
-# Sites renew when a third of the year is left; who still has not by then cannot, or is a person who has to.
-SOON: Final = timedelta(days=30)
 
 
 def certificate_ends(engine: Engine, authority: pki.Authority) -> dict[str, datetime]:
@@ -78,7 +77,7 @@ class Housekeeping:
         self._metrics.certificate_ends.clear()
         for holder, moment in ends.items():
             self._metrics.certificate_ends.labels(holder).set(moment.timestamp())
-            if moment - now < SOON:
+            if moment - now < ENDS_SOON:
                 self._log.warning("certificate ends soon", holder=holder, ends=moment.isoformat(timespec="minutes"))
         if dropped := retention.tidy(self._engine, self._store, self._runs, self._settings, now):
             self._log.info("retention", **dropped)

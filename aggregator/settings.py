@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cairn.config import Settings, load
 from cairn.errors import ConfigError
+from cairn.health import ADDRESSES
 from cairn.logs import LogFile
 from cairn.rpc import NAME
 from cairn.tracing import Telemetry
@@ -185,7 +186,7 @@ class AggregatorSettings(Settings):
     @property
     def addresses_file(self) -> Path:
         """Where the running server announces its actual addresses."""
-        return self.state_dir / "addresses.json"
+        return self.state_dir / ADDRESSES
 
 
 def read_database_file(path: Path) -> str:

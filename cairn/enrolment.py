@@ -1,5 +1,6 @@
 """The newcomer's side of enrolment: make a key, have it certified, keep both; the same for the key of its SuperNode."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel, tls_channel
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc
 
 TIMEOUT_S = 30.0
+# Before a certificate's end people are told. Sites renew when a third of the year is left: one that has not by then cannot.
+ENDS_SOON = timedelta(days=30)
 
 
 def tls_files(folder: Path) -> TlsFiles:

@@ -1,7 +1,7 @@
 """The operator's side of a call: a profile folder says where the aggregator is and who is calling."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +9,12 @@ import grpc
 import typer
 from cryptography import x509
 
-from cairn.enrolment import tls_files
+from cairn.enrolment import ENDS_SOON, tls_files
 from cairn.errors import ConfigError
 from cairn.files import write_atomically
 from cairn.rpc import mtls_channel
 
 CALL_SECONDS = 30.0
-ENDS_SOON = timedelta(days=30)
 
 ProfileOption = Annotated[
     Path,

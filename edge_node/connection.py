@@ -26,7 +26,6 @@ from edge_node.uplink import Pace, backoff
 
 WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also when the certificate is looked at
 CALL_S = 20.0
-ENDS_SOON = timedelta(days=30)  # from then on a certificate that cannot be renewed is a problem for people
 PARTS = 100  # in which a private plan's progress is told
 REPORT_S = 1.0  # at most one report in this time
 AGGREGATOR = "aggregator.json"
@@ -200,7 +199,7 @@ class Connection:
             raise
         except CairnError as error:
             self._log.warning("certificate not renewed", kind=type(error).__name__, ends=end.isoformat())
-            if end - datetime.now(UTC) < ENDS_SOON:
+            if end - datetime.now(UTC) < enrolment.ENDS_SOON:
                 sentence = f"it ends on {end:%Y-%m-%d} and could not be renewed: {in_words(error, self._address)}"
                 self._board.problems("certificate", [Problem("the certificate ends soon", sentence)])
             return

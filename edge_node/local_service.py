@@ -11,12 +11,12 @@ from grpc_reflection.v1alpha import reflection
 from cairn import __version__
 from cairn.errors import ConfigError, Unreachable
 from cairn.files import write_atomically
+from cairn.health import ADDRESSES
 from cairn.rpc import errors_from_wire, server
 from cairn.v1 import edge_pb2, edge_pb2_grpc
 from edge_node.status import Snapshot, TrainingNote
 
 EDGE = "cairn.v1.Edge"
-ADDRESSES = "addresses.json"
 
 
 class Edge(edge_pb2_grpc.EdgeServicer):

@@ -40,6 +40,12 @@ class Sealed:
     fingerprint: bytes
     path: Path
 
+    @property
+    def ids(self) -> dict[str, str | int]:
+        """What a line of the log calls it by."""
+        plan = self.fingerprint.hex()
+        return {"study": self.study, "stage": self.stage, "window": self.window, "plan": plan}
+
     def digest(self) -> bytes:
         """SHA-256 of the file."""
         whole = hashlib.sha256()

@@ -39,9 +39,8 @@ class Sending:
         self._log = log
         self._woken = threading.Event()
         self._reconnected = threading.Event()
-        self._unwanted: set[bytes] = (
-            set()
-        )  # fingerprints of parked tallies whose plans were not open when last looked at
+        # Fingerprints of parked tallies whose plans were not open when last looked at.
+        self._unwanted: set[bytes] = set()
 
     def wake(self) -> None:
         """Look again: something was sealed."""

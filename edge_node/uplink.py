@@ -159,7 +159,7 @@ class Uplink:
                 wait=lambda state: self._failed(state, delivery),
                 reraise=True,
             ):
-                span = self._traces.span("send", sealed.fingerprint, **_ids(sealed))
+                span = self._traces.span("send", sealed.fingerprint, **sealed.ids)
                 with attempt, span, errors_from_wire():
                     if (shut := self._door.closed()) is not None:
                         return shut
@@ -169,7 +169,7 @@ class Uplink:
         except CairnError:
             return "damaged" if delivery.damaged else "stopped"
         self._audit.append_once(_departure("acknowledged", delivery))
-        self._log.info("tally acknowledged", size=delivery.size, **_ids(sealed))
+        self._log.info("tally acknowledged", size=delivery.size, **sealed.ids)
         return "sent"
 
     def hurry(self) -> None:
@@ -246,11 +246,6 @@ class Uplink:
             sealed = delivery.sealed
             self._trouble(f"sending {sealed.study}, {sealed.stage} failed, trying again in {seconds:.0f} s: {error}")
         return seconds
-
-
-def _ids(sealed: Sealed) -> dict[str, str | int]:
-    plan = sealed.fingerprint.hex()
-    return {"study": sealed.study, "stage": sealed.stage, "window": sealed.window, "plan": plan}
 
 
 def _departure(event: audit.Event, delivery: _Delivery) -> audit.Departure:

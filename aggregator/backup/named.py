@@ -4,8 +4,7 @@ from sqlalchemy import Engine, select
 
 from aggregator import tables
 from aggregator.database import reading
-from cairn.masking.canonical import decode
-from cairn.masking.messages import SignedReceipt
+from aggregator.masking.ledger import masked_words
 
 
 def needed(engine: Engine) -> frozenset[str]:
@@ -26,11 +25,5 @@ def needed(engine: Engine) -> frozenset[str]:
                   if "heavy_hitters_digest" in results}  # fmt: skip
         unfinished = select(tables.Run.spec).where(tables.Run.state != "done")
         found |= {spec["first_weights"] for spec in rows.scalars(unfinished) if spec.get("first_weights")}
-        receipts = (
-            select(tables.MaskingMessage.body)
-            .join(tables.MaskingSession, tables.MaskingSession.digest == tables.MaskingMessage.session)
-            .join(tables.Plan, tables.Plan.fingerprint == tables.MaskingSession.plan)
-            .where(tables.Plan.state != "done", tables.MaskingMessage.kind == "receipt")
-        )
-        found |= {decode(SignedReceipt, body).body.masked.hex() for body in rows.scalars(receipts)}
+        found |= masked_words(rows, select(tables.Plan.fingerprint).where(tables.Plan.state != "done"))
     return frozenset(found)

@@ -11,10 +11,9 @@ from sqlalchemy import Engine, delete, func, select
 
 from aggregator import database, tables
 from aggregator.intake.store import BlobStore
+from aggregator.masking.ledger import masked_words
 from aggregator.runs.checkpoints import kept_rounds
 from aggregator.settings import Retention
-from cairn.masking.canonical import decode
-from cairn.masking.messages import SignedReceipt
 
 AGGREGATOR = "aggregator"
 
@@ -43,12 +42,7 @@ def _site_tallies(engine: Engine, store: BlobStore, before: datetime) -> int:
     with database.reading(engine) as rows:
         over = select(tables.Merge.plan).where(tables.Merge.at < before)
         sent = set(rows.scalars(select(tables.Upload.digest).where(tables.Upload.plan.in_(over))))
-        receipts = (
-            select(tables.MaskingMessage.body)
-            .join(tables.MaskingSession, tables.MaskingSession.digest == tables.MaskingMessage.session)
-            .where(tables.MaskingSession.plan.in_(over), tables.MaskingMessage.kind == "receipt")
-        )
-        sent |= {decode(SignedReceipt, body).body.masked.hex() for body in rows.scalars(receipts)}
+        sent |= masked_words(rows, over)
         kept = set(rows.scalars(select(tables.Merge.digest)))  # of one site alone it is the same file
         # Masked words may stand for several windows, of which the last counts.
         kept |= set(rows.scalars(select(tables.Upload.digest).where(tables.Upload.plan.not_in(over))))

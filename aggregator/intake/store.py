@@ -64,11 +64,8 @@ class BlobStore:
                 with source.open("rb") as plain:
                     self._put_sealed(plain, digest, self._sealer)
                 source.unlink()
-            elif self._local:
-                self._put_local(source, Path(self._path(digest)))
             else:
-                self._fs.put_file(str(source), self._path(digest))
-                source.unlink()
+                self._move(source, digest)
 
     def drop(self, digest: str) -> None:
         """Delete a blob that nobody reads again; one that is not there is no error."""
@@ -117,11 +114,15 @@ class BlobStore:
         with storage_full("the aggregator cannot store a blob"):
             if self.has(digest):
                 source.unlink()
-            elif self._local:
-                self._put_local(source, Path(self._path(digest)))
             else:
-                self._fs.put_file(str(source), self._path(digest))
-                source.unlink()
+                self._move(source, digest)
+
+    def _move(self, source: Path, digest: str) -> None:
+        if self._local:
+            self._put_local(source, Path(self._path(digest)))
+        else:
+            self._fs.put_file(str(source), self._path(digest))
+            source.unlink()
 
     def seal_old(self) -> int:
         """Seal the blobs that were put in plain before there was a key; returns their number. Raises StorageFull."""

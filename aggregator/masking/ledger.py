@@ -4,7 +4,7 @@ Kinds of messages: of a site "advertisement", "chain" (the certificate that it s
 "vote", "reveal"; the aggregator's own "roster", "circle", "survivors", "votes". Each is stored once, before it is sent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session as Database
 
 from aggregator import tables
@@ -34,6 +34,16 @@ from cairn.masking.messages import (
 
 OWN: Final = ""  # in the place of a site's name
 M = TypeVar("M")
+
+
+def masked_words(rows: Database, plans: Select[tuple[str]] | Sequence[str]) -> set[str]:
+    """Give the digests of the blobs of masked words that sites have sent for some plans."""
+    receipts = (
+        select(tables.MaskingMessage.body)
+        .join(tables.MaskingSession, tables.MaskingSession.digest == tables.MaskingMessage.session)
+        .where(tables.MaskingSession.plan.in_(plans), tables.MaskingMessage.kind == "receipt")
+    )
+    return {decode(SignedReceipt, body).body.masked.hex() for body in rows.scalars(receipts)}
 
 
 @dataclass(frozen=True)

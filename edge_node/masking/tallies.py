@@ -151,9 +151,7 @@ class MaskedTallies:
             for late in self._outbox.listed("parked") if summed else ():
                 if self._steps.summed(late.fingerprint):
                     self._outbox.move(late, "sent")
-            of = sealed.fingerprint.hex()
-            ids = {"study": sealed.study, "stage": sealed.stage, "window": sealed.window, "plan": of}
-            self._log.info("masked sum ended", **ids, part=summed)
+            self._log.info("masked sum ended", **sealed.ids, part=summed)
             self._changed()
 
     def _send(self, call: Call, session: Session, body: bytes, plan: Plan) -> None:

@@ -19,16 +19,10 @@ from typer.testing import CliRunner
 from cairn.cli import make_app
 from cairn.errors import CairnError
 from deploy.processes import announced, run, start, wait_for
+from tests.deploy.clinic.conftest import SITE
 
 NAME = "h2-north"
 CONTAINER = f"cairn-{NAME}"
-SITE = """\
-state_dir = "/var/lib/cairn"
-[images]
-folder = "/data/slides"
-[approval]
-studies = ["tumour-*"]
-"""
 
 
 @dataclass

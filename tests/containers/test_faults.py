@@ -54,6 +54,14 @@ def restarts(composed: Composed, service: str) -> int:
     return int(composed.docker("inspect", "--format", "{{.RestartCount}}", composed.container(service)))
 
 
+def killed(composed: Composed, service: str) -> float:
+    """Kill a service by signal 9 and wait for the engine to start it again; the seconds until it is healthy."""
+    starts = restarts(composed, service)
+    kill(composed.process(service), signal.SIGKILL)
+    composed.wait(f"restart of {service}", lambda: restarts(composed, service) > starts)
+    return composed.wait_healthy(service)
+
+
 def status(composed: Composed, service: str) -> str:
     """Ask a site how it stands, as its own people do."""
     asked = ("cairn", "edge", "status", "--config", "/etc/cairn/site.toml", "--json")
@@ -110,10 +118,7 @@ def test_a_site_that_is_killed_while_it_counts_is_started_again_and_counts_again
 ) -> None:
     composed.create("killed", BAND_NAMES)
     composed.wait_for_line("site-1", event="stage begins", study="killed", stage="counts")
-    starts = restarts(composed, "site-1")
-    kill(composed.process("site-1"), signal.SIGKILL)
-    composed.wait("restart of site-1", lambda: restarts(composed, "site-1") > starts)
-    figures["seconds from a killed edge to healthy"] = composed.wait_healthy("site-1")
+    figures["seconds from a killed edge to healthy"] = killed(composed, "site-1")
     assert composed.finished("killed") == unfaulted
 
 
@@ -137,10 +142,7 @@ def test_the_aggregator_killed_in_the_middle_of_a_stage_goes_on_where_it_was(
 ) -> None:
     composed.create("middle-killed", BAND_NAMES)
     composed.wait_for_line("site-1", event="tally sealed", study="middle-killed", stage="counts")
-    starts = restarts(composed, "aggregator")
-    kill(composed.process("aggregator"), signal.SIGKILL)
-    composed.wait("restart of the aggregator", lambda: restarts(composed, "aggregator") > starts)
-    figures["seconds from a killed aggregator to healthy"] = composed.wait_healthy("aggregator")
+    figures["seconds from a killed aggregator to healthy"] = killed(composed, "aggregator")
     assert composed.finished("middle-killed") == unfaulted
 
 

@@ -25,9 +25,9 @@ for name in sys.argv[1:]:
             importlib.import_module(found.name)
 """
 FIND = """
-import glob, os, shutil, sys
+import glob, os, pwd, shutil
 print([tool for tool in ("gcc", "cc", "g++", "ld", "uv", "make") if shutil.which(tool)])
-print(glob.glob("/root/.cache/*") + glob.glob("/wheels/*") + glob.glob("/tmp/*"))
+print(glob.glob(pwd.getpwuid(0).pw_dir + "/.cache/*") + glob.glob("/wheels/*") + glob.glob("/tmp/*"))
 print(os.getuid(), os.getgid())
 """
 

@@ -200,13 +200,18 @@ def test_a_site_revoked_between_counting_and_sending_keeps_its_tally(site, middl
     assert middle.tallies.ledger == {}
 
 
-def test_a_tally_that_comes_too_late_is_parked_and_not_sent_again(site, middle):
-    plan = plan_of("moments")
+def park(site, middle, plan):
+    """Publish a plan to a site that runs, and have its tally come too late; returns the plan's fingerprint."""
     of = fingerprint(codec.encode_plan(plan))
     middle.tallies.closed.add(of)
+    middle.publish(plan)
+    wait_until(lambda: len(list((site.state_dir / "outbox" / "parked").iterdir())) == 1, "parked")
+    return of
+
+
+def test_a_tally_that_comes_too_late_is_parked_and_not_sent_again(site, middle):
     with running(site):
-        middle.publish(plan)
-        wait_until(lambda: len(list((site.state_dir / "outbox" / "parked").iterdir())) == 1, "parked")
+        park(site, middle, plan_of("moments"))
         [other] = middle.publish(plan_of("ranges"))
         wait_until(lambda: other in middle.tallies.ledger, "the next stage")
     assert list(middle.tallies.ledger) == [other]
@@ -214,11 +219,8 @@ def test_a_tally_that_comes_too_late_is_parked_and_not_sent_again(site, middle):
 
 def test_a_parked_tally_is_sent_when_its_plan_is_open_again(site, middle):
     plan = plan_of("moments")
-    of = fingerprint(codec.encode_plan(plan))
-    middle.tallies.closed.add(of)
     with running(site):
-        middle.publish(plan)
-        wait_until(lambda: len(list((site.state_dir / "outbox" / "parked").iterdir())) == 1, "parked")
+        of = park(site, middle, plan)
         [other] = middle.publish(plan_of("ranges"))  # as an aggregator does that was restored from an old backup
         wait_until(lambda: other in middle.tallies.ledger, "an earlier stage")
         middle.tallies.closed.clear()
