@@ -14,7 +14,7 @@ from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel, tls_channel
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc
 
 TIMEOUT_S = 30.0
-# Before a certificate's end people are told. Sites renew when a third of the year is left: one that has not by then cannot.
+# People are told so long before a certificate ends. A site renews when a third of the year is left.
 ENDS_SOON = timedelta(days=30)
 
 

@@ -117,13 +117,6 @@ class BlobStore:
             else:
                 self._move(source, digest)
 
-    def _move(self, source: Path, digest: str) -> None:
-        if self._local:
-            self._put_local(source, Path(self._path(digest)))
-        else:
-            self._fs.put_file(str(source), self._path(digest))
-            source.unlink()
-
     def seal_old(self) -> int:
         """Seal the blobs that were put in plain before there was a key; returns their number. Raises StorageFull."""
         assert self._sealer is not None  # who asks for it has set a key
@@ -157,11 +150,12 @@ class BlobStore:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _move(self, part: Path, digest: str) -> None:
+    def _move(self, source: Path, digest: str) -> None:
         if self._local:
-            self._put_local(part, Path(self._path(digest)))
+            self._put_local(source, Path(self._path(digest)))
         else:
-            self._fs.put_file(str(part), self._path(digest))
+            self._fs.put_file(str(source), self._path(digest))
+            source.unlink()
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"

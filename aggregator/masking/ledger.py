@@ -36,7 +36,7 @@ OWN: Final = ""  # in the place of a site's name
 M = TypeVar("M")
 
 
-def masked_words(rows: Database, plans: Select[tuple[str]] | Sequence[str]) -> set[str]:
+def masked_words(rows: Database, plans: Select[str] | Sequence[str]) -> set[str]:
     """Give the digests of the blobs of masked words that sites have sent for some plans."""
     receipts = (
         select(tables.MaskingMessage.body)
