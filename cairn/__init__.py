@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # gRPC has no setting for the oldest TLS that it speaks. This one names the cipher suites of TLS 1.2 alone (those of 1.3
 # are always there), and the one that it leaves needs an RSA certificate, which nobody here has: so 1.3 is all there is.

@@ -17,7 +17,7 @@ from deploy.processes import run
 from tests.system.observing import Observed, assert_same, centrally, study_of
 
 pytestmark = pytest.mark.slow
-FORMER = "4c9f4e36d9a4f5588ef11b245ab0dbd875f93351"  # the commit that was 0.1.0
+FORMER = "4c9f4e36d9a4f5588ef11b245ab0dbd875f93351"  # 0.1.0, by its changelog
 STAGES = ("moments", "ranges", "counts", "recovery", "codebook")
 
 
