@@ -8,6 +8,7 @@ import compileall
 import re
 import shutil
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,12 @@ def finish() -> None:
     for folder in (*tests, *(PACKAGES / name for name in NOT_USED)):
         shutil.rmtree(folder, ignore_errors=True)
     for program in PACKAGES.glob("torch/bin/*"):
-        if program.name != NEEDED:
+        if program.is_dir():  # models of former formats, for torch's own tests
+            shutil.rmtree(program)
+        elif program.name != NEEDED:
             program.unlink()
+    for lock in Path(tempfile.gettempdir()).glob("uv-*.lock"):  # of what installed
+        lock.unlink()
     for name in TOOLS:
         (Path(sysconfig.get_path("scripts")) / name).unlink(missing_ok=True)
     # In one process: a pool of them stood still once, in a build beside much else. The packages have their own.

@@ -41,8 +41,10 @@ def start(folder: Path) -> dict[str, str]:
     kept = Path(cache) / "containers-base.tar" if cache else None
     if kept and kept.is_file():
         shutil.copyfile(kept, folder / "base.tar")
+    bundle = os.environ.get("CA_BUNDLE") or os.environ.get("SSL_CERT_FILE", "")  # of a proxy that builds go through
+    told = {**os.environ, **({"CA_BUNDLE": bundle} if Path(bundle).is_file() else {})}
     done = subprocess.run(
-        [SCRIPTS / "start_engine.sh", folder], stdout=subprocess.PIPE, text=True, timeout=600, check=False
+        [SCRIPTS / "start_engine.sh", folder], env=told, stdout=subprocess.PIPE, text=True, timeout=900, check=False
     )
     if done.returncode:
         cannot(f"the Docker engine did not start; see {folder}")
@@ -54,10 +56,11 @@ def start(folder: Path) -> dict[str, str]:
 
 
 def stop(folder: Path) -> None:
-    """Stop the engine that was started in a folder."""
+    """Stop the engine that was started in a folder, and remove its gigabytes."""
     number = (folder / "docker.pid").read_text(encoding="utf-8").strip()
     subprocess.run(["kill", number], check=True)
     subprocess.run(["tail", f"--pid={number}", "-f", "/dev/null"], timeout=60, check=False)
+    shutil.rmtree(folder / "data", ignore_errors=True)
 
 
 def build(environment: Mapping[str, str]) -> str:

@@ -66,8 +66,10 @@ class Composed:
         options = {"type": "none", "o": "bind", "device": str(disk)}
         counts_alone = (ROOT / "deploy/compose/site.toml").read_text(encoding="utf-8").partition("[training]")[0]
         (folder / "site.toml").write_text(counts_alone, encoding="utf-8")
-        sites = {"volumes": [f"{folder / 'site.toml'}:/etc/cairn/site.toml:ro"]}
-        changed = {"volumes": {"site-2": {"driver_opts": options}}, "services": {"site-1": sites, "site-2": sites}}
+        soon = {"healthcheck": {"interval": "2s", "timeout": "5s"}}  # as nobody waits for ten seconds in a test
+        site = soon | {"volumes": [f"{folder / 'site.toml'}:/etc/cairn/site.toml:ro"]}
+        services = {"aggregator": soon, "site-1": site, "site-2": site}
+        changed = {"volumes": {"site-2": {"driver_opts": options}}, "services": services}
         self._override.write_text(json.dumps(changed), encoding="utf-8")
         self.disk = disk
 
@@ -114,7 +116,7 @@ class Composed:
         began = time.monotonic()
         while not so():
             assert time.monotonic() - began < patience_s, f"{what} did not come within {patience_s:.0f} s"
-            threading.Event().wait(1)
+            threading.Event().wait(0.5)
         return time.monotonic() - began
 
     def wait_healthy(self, service: str) -> float:

@@ -1,12 +1,9 @@
 """`cairn deploy` against a real engine: from nothing to connected, upgraded, backed up, and taken down."""
 
 import json
-import os
-import socket
 import subprocess
 import tarfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -197,52 +194,3 @@ def test_a_bundle_brings_an_image_to_an_engine_that_lacks_it(clinic: Clinic, tmp
         bring_image(clinic.engine, wanted, seen, progress)
     assert clinic.engine.images.get("h2-tiny:2").id == known
     clinic.engine.images.remove("h2-tiny:2")
-
-
-def test_an_aggregator_is_founded_upgraded_and_taken_down_by_the_same_commands(
-    clinic: Clinic, images: str, tmp_path: Path
-) -> None:
-    hosts = ("0.0.0.0", "0.0.0.0", "127.0.0.1")
-    with ExitStack() as held:
-        ports = [held.enter_context(socket.create_server((host, 0))).getsockname()[1] for host in hosts]
-    (clinic.folder / "at-rest").write_text(os.urandom(32).hex(), encoding="ascii")
-    (clinic.folder / "at-rest").chmod(0o600)
-    config = clinic.folder / "middle.toml"
-    text = f"""\
-name = "h2-middle"
-image = "cairn-aggregator:{images}"
-memory = "2g"
-[secrets]
-at-rest-key = "at-rest"
-[aggregator]
-federation = "middles"
-addresses = ["localhost:{ports[0]}"]
-listen = {ports[0]}
-enrolment = {ports[1]}
-pages = {ports[2]}
-"""
-    config.write_text(text, encoding="utf-8")
-    said = clinic.deploy("up", config=config)
-    assert said.code == 0, said.err
-    assert "middles is founded" in said.out
-    container = clinic.engine.containers.get("cairn-h2-middle")
-    made = container.exec_run(
-        ["cairn", "aggregator", "invite", "south", "--profile", "/var/lib/cairn/operator"]
-    ).output.decode()
-    assert parse(made.strip().splitlines()[-1]).address == f"localhost:{ports[0]}"
-    assert clinic.deploy("status", "--json", config=config).json["problems"] == []
-    subprocess.run(
-        ["docker", "build", "-q", "-t", "h2-next:middle", "-"],
-        input=f"FROM cairn-aggregator:{images}\nLABEL next=yes\n",
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    config.write_text(text.replace(f"cairn-aggregator:{images}", "h2-next:middle"), encoding="utf-8")
-    said = clinic.deploy("upgrade", config=config)
-    assert said.code == 0, said.err
-    sites = clinic.engine.containers.get("cairn-h2-middle").exec_run(
-        ["cairn", "aggregator", "sites", "--profile", "/var/lib/cairn/operator", "--json"]
-    )
-    assert "south" in sites.output.decode()
-    assert clinic.deploy("down", "--delete-state", "h2-middle", config=config).code == 0

@@ -1,5 +1,6 @@
 """One federation in containers under every fault: what a study finds is what it finds without the fault."""
 
+import re
 import signal
 import subprocess
 import time
@@ -27,7 +28,10 @@ BAND_NAMES = tuple(str(band) for band in BANDS)
 def unfaulted(composed: Composed) -> dict[str, Any]:
     """Run the study that every faulted one is compared with."""
     composed.create("calm", BAND_NAMES)
-    return composed.finished("calm")
+    found = composed.finished("calm")
+    assert found["pixels"] == 2 * IMAGES * SIDE * SIDE
+    assert found["counted"] > found["foreground"] / 2 > 0
+    return found
 
 
 @pytest.fixture
@@ -44,9 +48,16 @@ def cut_off(composed: Composed) -> Iterator[None]:
     heal(composed)
 
 
-def inside(composed: Composed, service: str, *command: str) -> None:
+def inside(composed: Composed, service: str, *command: str) -> str:
     """Run a command of this machine's in a container's network; the container itself has no right to."""
-    subprocess.run(["nsenter", "-t", str(composed.process(service)), "-n", *command], check=True, capture_output=True)
+    entered = ["nsenter", "-t", str(composed.process(service)), "-n", *command]
+    return subprocess.run(entered, check=True, capture_output=True, text=True).stdout
+
+
+def dropped(composed: Composed) -> int:
+    """Count the packets that the cut has swallowed."""
+    rules = inside(composed, "site-1", "iptables", "-nvxL").splitlines()
+    return sum(int(rule.split()[0]) for rule in rules if " DROP " in rule and not rule.startswith("Chain"))
 
 
 def restarts(composed: Composed, service: str) -> int:
@@ -54,12 +65,36 @@ def restarts(composed: Composed, service: str) -> int:
     return int(composed.docker("inspect", "--format", "{{.RestartCount}}", composed.container(service)))
 
 
-def killed(composed: Composed, service: str) -> float:
-    """Kill a service by signal 9 and wait for the engine to start it again; the seconds until it is healthy."""
-    starts = restarts(composed, service)
-    kill(composed.process(service), signal.SIGKILL)
+def killed(composed: Composed, service: str, study: str, event: str) -> float:
+    """Kill a service by signal 9 when site-1 says something of a study's counts; the seconds until it is healthy again.
+
+    Everything is known before that line comes, so that the kill falls into what the line tells of.
+    """
+    starts, process = restarts(composed, service), composed.process(service)
+    composed.create(study, BAND_NAMES)
+    composed.wait_for_line("site-1", event=event, study=study, stage="counts")
+    kill(process, signal.SIGKILL)
+    began = time.monotonic()
     composed.wait(f"restart of {service}", lambda: restarts(composed, service) > starts)
-    return composed.wait_healthy(service)
+    composed.wait_healthy(service)
+    return time.monotonic() - began
+
+
+def order(composed: Composed, service: str, study: str) -> list[str]:
+    """Name what a service has logged of a study's counts, and where it began and ended itself, in order."""
+    ours = {"study": study, "stage": "counts"}.items()
+    of_itself = ("serving", "edge node runs", "edge node stops")
+    lines = composed.lines(service)
+    return [line["event"] for line in lines if line["event"] in of_itself or ours <= line.items()]
+
+
+def merged_after_a_start(composed: Composed, study: str) -> bool:
+    """Tell whether the aggregator last started between the sums of two stages: that of counts came afterwards."""
+    lines = composed.lines("aggregator")
+    last = max(number for number, line in enumerate(lines) if line["event"] == "serving")
+    sums = {line["stage"]: number for number, line in enumerate(lines)
+            if line["event"] == "merged" and line["study"] == study}  # fmt: skip
+    return sums["ranges"] < last < sums["counts"]
 
 
 def status(composed: Composed, service: str) -> str:
@@ -105,6 +140,7 @@ def test_a_site_that_is_cut_off_takes_part_once_it_is_back(
 ) -> None:
     composed.create("cut-off", BAND_NAMES)
     composed.wait_for_line("site-2", event="tally acknowledged", study="cut-off", stage="moments")
+    composed.wait("packets that nobody got", lambda: dropped(composed) > 0)
     assert not [line for line in composed.lines("site-1") if line.get("study") == "cut-off"]
     heal(composed)
     figures["seconds from a healed partition to the site's tally"] = composed.wait(
@@ -116,21 +152,22 @@ def test_a_site_that_is_cut_off_takes_part_once_it_is_back(
 def test_a_site_that_is_killed_while_it_counts_is_started_again_and_counts_again(
     composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
 ) -> None:
-    composed.create("killed", BAND_NAMES)
-    composed.wait_for_line("site-1", event="stage begins", study="killed", stage="counts")
-    figures["seconds from a killed edge to healthy"] = killed(composed, "site-1")
+    figures["seconds from a killed edge to healthy"] = killed(composed, "site-1", "killed", "stage begins")
     assert composed.finished("killed") == unfaulted
+    said = order(composed, "site-1", "killed")
+    assert said[said.index("stage begins") + 1 :][:3] == ["edge node runs", "plan answered", "stage begins"], said
 
 
 def test_a_site_that_is_frozen_is_found_unhealthy_and_goes_on_when_it_thaws(
     composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
 ) -> None:
+    process = composed.process("site-1")
     composed.create("frozen", BAND_NAMES)
     composed.wait_for_line("site-1", event="stage begins", study="frozen", stage="counts")
-    process = composed.process("site-1")
     kill(process, signal.SIGSTOP)
     try:
         composed.wait("unhealth of site-1", lambda: composed.state("site-1")["Health"]["Status"] == "unhealthy")
+        assert "tally sealed" not in order(composed, "site-1", "frozen")
     finally:
         kill(process, signal.SIGCONT)
     figures["seconds from a thawed edge to healthy"] = composed.wait_healthy("site-1")
@@ -140,10 +177,10 @@ def test_a_site_that_is_frozen_is_found_unhealthy_and_goes_on_when_it_thaws(
 def test_the_aggregator_killed_in_the_middle_of_a_stage_goes_on_where_it_was(
     composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
 ) -> None:
-    composed.create("middle-killed", BAND_NAMES)
-    composed.wait_for_line("site-1", event="tally sealed", study="middle-killed", stage="counts")
-    figures["seconds from a killed aggregator to healthy"] = killed(composed, "aggregator")
+    took = killed(composed, "aggregator", "middle-killed", "tally sealed")
+    figures["seconds from a killed aggregator to healthy"] = took
     assert composed.finished("middle-killed") == unfaulted
+    assert merged_after_a_start(composed, "middle-killed")
 
 
 def test_a_site_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
@@ -153,6 +190,7 @@ def test_a_site_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     composed.create("full-disk", BAND_NAMES)
     composed.wait_for_line("site-1", event="tally acknowledged", study="full-disk", stage="moments")
     composed.wait("word of the full disk", lambda: "room on the disk" in status(composed, "site-2"))
+    assert not acknowledged(composed, "site-2", "full-disk")
     make_room(composed.disk)
     figures["seconds from room on the disk to the site's tally"] = composed.wait(
         "tally of site-2", lambda: acknowledged(composed, "site-2", "full-disk")
@@ -160,7 +198,9 @@ def test_a_site_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert composed.finished("full-disk") == unfaulted
 
 
-def test_a_slow_link_makes_a_study_slow_and_changes_nothing(composed: Composed, unfaulted: dict[str, Any]) -> None:
+def test_a_slow_link_makes_a_study_slow_and_changes_nothing(
+    composed: Composed, unfaulted: dict[str, Any], figures: dict[str, Any]
+) -> None:
     links = subprocess.run(
         ["nsenter", "-t", str(composed.process("site-1")), "-n", "ls", "/sys/class/net"],
         check=True, capture_output=True, text=True,
@@ -171,7 +211,11 @@ def test_a_slow_link_makes_a_study_slow_and_changes_nothing(composed: Composed, 
         inside(composed, "site-1", "tc", "qdisc", "replace", "dev", link, *shaped)
     try:
         composed.create("slow-link", BAND_NAMES)
+        began = time.monotonic()
         assert composed.finished("slow-link") == unfaulted
+        figures["seconds of a study with a slow link"] = time.monotonic() - began
+        held_back = [inside(composed, "site-1", "tc", "-s", "qdisc", "show", "dev", link) for link in ours]
+        assert max(int(number) for said in held_back for number in re.findall(r"overlimits (\d+)", said)) > 100
     finally:
         for link in ours:
             inside(composed, "site-1", "tc", "qdisc", "del", "dev", link, "root")
@@ -192,3 +236,8 @@ def test_a_service_that_is_stopped_in_the_middle_drains_and_ends_with_0(
     composed.docker("start", composed.container(service))  # not compose, which would run the steps before it again
     composed.wait_healthy(service)
     assert composed.finished(study) == unfaulted
+    if service == "aggregator":
+        assert merged_after_a_start(composed, study)
+    else:
+        said = order(composed, service, study)
+        assert said.index("stage begins") < len(said) - said[::-1].index("edge node stops")
