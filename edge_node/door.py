@@ -38,10 +38,18 @@ class Door:
 
     decisions  folder of what people decided; None: nobody can
     now        the clock, aware
+    updates    why model updates do not leave as they are; None: they do. Masked ones pass as masked sums
     """
 
-    def __init__(self, policy: Policy, audit: AuditLog, decisions: Path | None, now: Callable[[], datetime]) -> None:
-        self._policy, self._audit, self._decisions, self._now = policy, audit, decisions, now
+    def __init__(
+        self,
+        policy: Policy,
+        audit: AuditLog,
+        decisions: Path | None,
+        now: Callable[[], datetime],
+        updates: str | None = None,
+    ) -> None:
+        self._policy, self._audit, self._decisions, self._now, self._updates = policy, audit, decisions, now, updates
         self._lock = threading.Lock()
 
     @classmethod
@@ -69,6 +77,8 @@ class Door:
             return None
 
     def _refused(self, departure: Departure) -> Shut | None:
+        if self._updates is not None and departure.event == "update":
+            return Shut("a model update in plain was kept back", self._updates, final=True)
         decided = read_decisions(self._decisions).get(departure.plan) if self._decisions else None
         if decided is None or decided.verdict != "refuse":
             return None

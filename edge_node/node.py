@@ -32,6 +32,7 @@ from edge_node.masking.tallies import MaskedTallies
 from edge_node.outbox import Outbox
 from edge_node.page import app as page
 from edge_node.pixel_tallies import PixelTallies
+from edge_node.policy import against_updates
 from edge_node.sending import Sending
 from edge_node.settings import SiteSettings
 from edge_node.status import Board, Log, PlanNote, PlanState, Problem
@@ -87,7 +88,13 @@ class Node:
             log,
             lambda plan, of: not_allowed(plan, of, settings),
         )
-        door = Door(settings.policy, self._audit, state, lambda: datetime.now(UTC))
+        door = Door(
+            settings.policy,
+            self._audit,
+            state,
+            lambda: datetime.now(UTC),
+            updates=against_updates(settings, masked=False),
+        )
         self._reports = Reports(self._connection.report, board, self._audit)
         uplink = Uplink(
             channel=self._connection.channel,

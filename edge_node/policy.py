@@ -12,7 +12,7 @@ from cairn.plan import Plan, RunStage, UpdatePlan
 from cairn.rpc import NAME
 from edge_node.decisions import Decision
 from edge_node.privacy.rules import lacking
-from edge_node.settings import SiteSettings, Span
+from edge_node.settings import SiteSettings, Span, Stream
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,36 @@ def rules(plan: Plan, of: bytes, settings: SiteSettings, decisions: Mapping[str,
     of_run = isinstance(plan.stage, RunStage)
     if of_run:
         yield Rule("training", None if settings.training else "this site does not train")
-    stream = "updates" if isinstance(plan.stage, UpdatePlan) else "replay" if of_run else "pixels"
+    stream: Stream = "updates" if isinstance(plan.stage, UpdatePlan) else "replay" if of_run else "pixels"
     allowed = ", ".join(settings.policy.streams) or "nothing"
     yield Rule(
         "policy.streams",
         None if stream in settings.policy.streams else f"this site lets out {allowed}, and the plan is of {stream}",
     )
     yield Rule("policy.approvers", _against_approvers(settings.policy.approvers, decided))
+    yield Rule("masking", against_plain(stream, settings) if plan.secrecy is None else None)
     yield Rule("privacy", lacking(plan, of, settings))
     yield Rule("approval", _against_names(plan, of, settings, decided, of_run=of_run))
 
 
 NO_NAME = "the study's name is not made of a-z, 0-9 and - alone; publish it under another name"
+
+
+IN_WORDS: dict[Stream, str] = {"pixels": "tallies of pixels", "replay": "tallies of replay", "updates": "model updates"}
+
+
+def against_plain(stream: Stream, settings: SiteSettings) -> str | None:
+    """Say why what is not masked does not leave this site; None: it does."""
+    if stream not in settings.masking.required:
+        return None
+    return f"this site lets {IN_WORDS[stream]} out in masked sums alone (masking.required), and these would go in plain"
+
+
+def against_updates(settings: SiteSettings, *, masked: bool) -> str | None:
+    """Say why a run's model updates do not leave this site, or a search's jobs; None: they do."""
+    if settings.privacy.required:
+        return "this site lets out alone what carries its own noise (privacy.required), and model updates carry none"
+    return None if masked else against_plain("updates", settings)
 
 
 def _against_approvers(approvers: tuple[str, ...], decided: Decision | None) -> str | None:

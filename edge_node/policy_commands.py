@@ -115,7 +115,8 @@ def show_policy(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT00
     from edge_node.decisions import read_decisions  # noqa: PLC0415
 
     settings = load_settings(config)
-    said = settings.policy.said()
+    masked = {"masked": list(settings.masking.required) or None, "noise": settings.privacy.required or None}
+    said = settings.policy.said() | masked
     decisions = read_decisions(settings.state_dir)
     if as_json:
         typer.echo(json.dumps({"policy": said, "decisions": {of: vars(one) for of, one in decisions.items()}}))

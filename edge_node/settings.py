@@ -155,15 +155,20 @@ class Training(_Section):
         return {"scenes": self.scenes, "labelled": self.labelled, "volumes": self.volumes}
 
 
+Stream = Literal["pixels", "replay", "updates"]
+
+
 class Masking(_Section):
     """With whom this site is ready to be summed.
 
-    least  sites in a sum, itself among them; with fewer it sends nothing
-    peers  patterns of names; None allows every site that the federation's CA has certified
+    least     sites in a sum, itself among them; with fewer it sends nothing
+    peers     patterns of names; None allows every site that the federation's CA has certified
+    required  streams that leave in masked sums alone, whatever is approved
     """
 
     least: int = Field(3, ge=3)
     peers: tuple[str, ...] | None = None
+    required: tuple[Stream, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,6 @@ def read_span(text: object) -> object:
 
 
 Hours = Annotated[Span, BeforeValidator(read_span)]
-Stream = Literal["pixels", "replay", "updates"]
 
 
 class Policy(_Section):

@@ -44,6 +44,8 @@ class Told(BaseModel):
 
     runs: tuple[str, ...]
     run_digests: tuple[str, ...] | None = None
+    against_plain: str | None = None
+    against_masked: str | None = None
     scenes: list[dict[str, Any]] = []
     labelled: list[dict[str, Any]] = []
     volumes: list[dict[str, Any]] = []
@@ -67,7 +69,16 @@ class Site:
         if told.volumes:
             read_volume_sources(json.dumps(told.volumes), Path.cwd())  # what is wrong is said before any run
         sources = {"scenes": told.scenes, "labelled": told.labelled, "volumes": told.volumes}
-        settings = SiteSettings(told.runs, sources, device, told.folder, spool, told.run_digests)
+        settings = SiteSettings(
+            runs=told.runs,
+            sources=sources,
+            device=device,
+            folder=told.folder,
+            spool=spool,
+            run_digests=told.run_digests,
+            against_plain=told.against_plain,
+            against_masked=told.against_masked,
+        )
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own
         self._work = SiteWork(settings, models, self._talk, site_seed)
 

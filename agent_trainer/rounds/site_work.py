@@ -42,6 +42,8 @@ class SiteSettings:
     folder   of the site's own files: models, learner states, frames
     spool    where replay keys are handed to the edge
     run_digests  of the exact runs that it takes part in, see `run_digest`; None: all that fit a name
+    against_plain, against_masked  why it takes part in no run whose updates are not masked, and in none whose are;
+                                   None: it does. A search's jobs are not masked
     """
 
     runs: Sequence[str]
@@ -50,6 +52,8 @@ class SiteSettings:
     folder: Path
     spool: Path
     run_digests: Sequence[str] | None = None
+    against_plain: str | None = None
+    against_masked: str | None = None
 
 
 def run_digest(order: Order) -> str:
@@ -80,6 +84,7 @@ class SiteWork:
         if self._answered is not None and self._answered[0] == digest:
             return self._answered[1], self._answered[2]
         self._answered = None
+        self._check_kind(order)
         practice = self._begin(order)
         self._talk.round(order.run, order.number, "begins", {})
         self._take(practice, order, weights, order.number - 1)
@@ -116,6 +121,7 @@ class SiteWork:
         if self._answered is not None and self._answered[0] == digest:
             return self._answered[1], self._answered[2]
         self._answered = None
+        self._check_kind(order)
         practice = self._begin(order, anew=order.leg == 0)
         self._talk.round(order.run, order.number, "begins", {}, job=True)
         self._put(practice, order, weights)
@@ -169,12 +175,28 @@ class SiteWork:
         self._talk.round(order.run, order.number, "ends", metrics, job=order.updates > 0)
         return metrics
 
-    def _begin(self, order: Order, *, anew: bool = False) -> Practice:
-        """Go on with the run, or load what another one needs. Of a job only the first leg loads anything."""
+    def _check_kind(self, order: Order) -> None:
+        """Refuse what the site does not let out of this kind of run, before anything is learned. Raises PolicyError."""
+        self._check_name(order)
+        masked = bool(order.update_plan)
+        against = self._settings.against_masked if masked else self._settings.against_plain
+        if against is not None:
+            kind = (
+                "a search, whose jobs are not masked" if order.updates else f"a {'masked' if masked else 'plain'} run"
+            )
+            sentence = f"{against}; {order.run} is {kind}"
+            self._talk.problems([sentence], "a run is refused by this site's policy")
+            raise PolicyError(sentence)
+
+    def _check_name(self, order: Order) -> None:
         if not any(fnmatchcase(order.run, pattern) for pattern in self._settings.runs):
             raise PolicyError(f"this site does not take part in the run {order.run}")
         if (allowed := self._settings.run_digests) is not None and (found := run_digest(order)) not in allowed:
             raise PolicyError(f"this site has not approved the run {order.run} of digest {found} (policy.runs)")
+
+    def _begin(self, order: Order, *, anew: bool = False) -> Practice:
+        """Go on with the run, or load what another one needs. Of a job only the first leg loads anything."""
+        self._check_name(order)
         name = f"{order.run} {order.seed} {order.algorithm} {order.settings}"
         if order.updates:
             name = f"job {order.number} of {name}"

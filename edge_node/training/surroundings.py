@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cairn import enrolment, flower
 from cairn.files import write_atomically
+from edge_node.policy import against_updates
 from edge_node.settings import SiteSettings, Training
 
 
@@ -75,6 +76,8 @@ class Surroundings:
         told = {
             "runs": self.training.runs,
             "run_digests": self.settings.policy.runs,
+            "against_plain": against_updates(self.settings, masked=False),
+            "against_masked": against_updates(self.settings, masked=True),
             **{kind: [dict(table) for table in tables] for kind, tables in self.training.tables.items()},
             "device": self.training.device,
             "threads": self.training.threads,

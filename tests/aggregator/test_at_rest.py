@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -167,6 +170,38 @@ def test_a_key_of_the_environment_reaches_the_trainer_and_no_list_of_processes(
     assert KEY not in " ".join(built.arguments)
     assert built.environment[VARIABLE] == KEY
     assert VARIABLE not in command._environment()
+
+
+def with_key_of(service: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as docs/OPERATING.md says, with a stand-in for the command that asks the key service."""
+    script = Path(__file__).parents[2] / "deploy/with_at_rest_key.sh"
+    command = [sys.executable, "-m", "cairn", "aggregator", "at-rest", *words, "--dir", str(folder), "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"KMS_FILE": str(service)}
+    return subprocess.run(
+        ["sh", str(script), 'cat "$KMS_FILE"', *command], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_key_services_key_seals_is_changed_and_without_it_nothing_is_started(tmp_path: Path) -> None:
+    folder, service = tmp_path / "a", tmp_path / "service"
+    initialise(folder, "tissue", ["127.0.0.1:0"], NOW)
+    put(BlobStore(load_settings(folder / "aggregator.toml").blobs_url), tmp_path, b"plain")
+    for given in (None, ""):
+        if given is not None:
+            service.write_text(given)
+        away = with_key_of(service, folder, "seal")
+        assert (away.returncode, "nothing was started" in away.stderr) == (1, True)
+    former, new = "11" * 32, "22" * 32
+    service.write_text(former)
+    assert json.loads(with_key_of(service, folder, "seal").stdout) == {"blobs": 1, "checkpoint_files": 0}
+    service.write_text(f"{new}\n{former}\n")
+    assert json.loads(with_key_of(service, folder, "rotate").stdout) == {"data_keys": 1}
+    service.write_text(new)
+    assert json.loads(with_key_of(service, folder, "seal").stdout) == {"blobs": 0, "checkpoint_files": 0}
+    service.write_text(former)
+    refused = with_key_of(service, folder, "seal")
+    assert refused.returncode != 0
+    assert former not in refused.stdout + refused.stderr
 
 
 def test_check_warns_of_what_lies_in_plain_or_open_and_ends_with_1_when_the_audit_was_changed(

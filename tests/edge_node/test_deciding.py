@@ -128,6 +128,14 @@ def test_policy_check_names_the_rule_that_refuses_and_ends_with_1(site, middle):
     assert json.loads(said(site, "policy", "show", "--json"))["policy"]["streams"] == ["pixels", "replay", "updates"]
 
 
+def test_policy_check_and_show_name_what_leaves_masked_alone(site, middle):
+    write_settings(site, '[masking]\nrequired = ["pixels"]\n')
+    (site / "one.plan").write_bytes(codec.encode_plan(plan_of("lung")))
+    found = json.loads(said(site, "policy", "check", site / "one.plan", "--json", code=1))
+    assert [name for name, against in found["rules"].items() if against] == ["masking"]
+    assert json.loads(said(site, "policy", "show", "--json"))["policy"]["masked"] == ["pixels"]
+
+
 def test_policy_check_does_not_hold_a_run_against_the_images_of_the_studies(site, middle):
     write_settings(site, '[policy]\nstreams = ["updates"]\n')
     (site / "round.plan").write_bytes(codec.encode_plan(Plan("sella", 1, UpdatePlan(1000, 20, 64.0, 2**20))))

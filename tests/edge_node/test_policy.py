@@ -11,19 +11,19 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from cairn.errors import ConfigError
-from cairn.plan import Plan
+from cairn.plan import Plan, Secrecy, UpdatePlan
 from edge_node.approval import Offers, not_allowed
 from edge_node.audit import AuditLog, Departure, first_broken, read
 from edge_node.decisions import FILE, Decision, decide, read_decisions
 from edge_node.door import Door
 from edge_node.outbox import Outbox
-from edge_node.policy import open_at, opens, rules
+from edge_node.policy import IN_WORDS, against_updates, open_at, opens, rules
 from edge_node.sending import Sending
 from edge_node.settings import Policy, load_settings, read_span
 from edge_node.status import Board, make_log
 from edge_node.uplink import Pace, Uplink
 
-from .conftest import REPLAY_STAGES, make_plan, make_tally, wait_until
+from .conftest import REPLAY_STAGES, STAGES, make_plan, make_tally, wait_until, write_settings
 
 NOON = datetime(2026, 1, 7, 12, 0, tzinfo=UTC)  # a Wednesday
 SAID = NOON.isoformat()
@@ -98,6 +98,28 @@ def test_every_rule_says_yes_or_no_by_its_name(tmp_path):
     assert found["training"] == "this site does not train"
     assert found["policy.streams"] is None
     assert {"names", "decisions", "policy.approvers", "approval"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("stream", "stage"),
+    [
+        ("pixels", STAGES["counts"]),
+        ("replay", REPLAY_STAGES["replay"]),
+        ("updates", UpdatePlan(1000, 20, 64.0, 2**20)),
+    ],
+)
+def test_a_stream_that_leaves_masked_alone_is_refused_in_plain_and_the_others_are_not(tmp_path, stream, stage):
+    (tmp_path / "images").mkdir()
+    settings = write_settings(tmp_path, f'[masking]\nrequired = ["{stream}"]\n')
+    others = write_settings(tmp_path, f"[masking]\nrequired = {[s for s in IN_WORDS if s != stream]}\n")
+
+    def masking(plan, of_site):
+        return {rule.name: rule.against for rule in rules(plan, bytes(32), of_site, {})}["masking"]
+
+    plain, masked = Plan("tumour", 0, stage), Plan("tumour", 0, stage, Secrecy(64, 400, 100))
+    assert "in masked sums alone (masking.required), and these would go in plain" in (masking(plain, settings) or "")
+    assert masking(masked, settings) is None
+    assert masking(plain, others) is None
 
 
 def test_a_damaged_file_of_decisions_lets_nothing_through(tmp_path, said):
@@ -212,6 +234,20 @@ def test_what_a_person_refused_does_not_leave_though_it_was_counted_before(doors
     log.close()
     assert door().leave(departure(1)) is not None
     assert door().leave(departure(1, of="ef" * 32)) is None
+
+
+def test_where_updates_leave_masked_alone_the_door_keeps_every_plain_one_and_lets_masked_sums_out(tmp_path):
+    (tmp_path / "images").mkdir()
+    log = AuditLog(tmp_path / "audit.jsonl", lambda: NOON)
+    settings = write_settings(tmp_path, '[masking]\nrequired = ["updates"]\n')
+    door = Door(settings.policy, log, tmp_path, lambda: NOON, against_updates(settings, masked=False))
+    kept = door.leave(departure(1, event="update"))
+    assert kept is not None
+    assert kept.final
+    assert "model updates out in masked sums alone" in kept.sentence
+    assert list(read(tmp_path / "audit.jsonl")) == []
+    assert door.leave(departure(1, event="masking")) is None
+    log.close()
 
 
 def test_a_tally_waits_for_the_hours_is_not_lost_and_leaves_when_they_begin(faulty, channel, tmp_path):

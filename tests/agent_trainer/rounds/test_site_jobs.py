@@ -37,7 +37,9 @@ WEIGHTS_ = flatten(FIRST)
 GOAL = "validation/balanced_accuracy"
 
 
-def site(folder: Path, *, images: int = 24, runs: tuple[str, ...] = ("rates",)) -> tuple[SiteWork, Edge]:
+def site(
+    folder: Path, *, images: int = 24, runs: tuple[str, ...] = ("rates",), plain: str | None = None
+) -> tuple[SiteWork, Edge]:
     rng = np.random.default_rng(1)
     for number in range(images):
         for name, level in (("dark", 60), ("light", 190)):
@@ -47,7 +49,7 @@ def site(folder: Path, *, images: int = 24, runs: tuple[str, ...] = ("rates",)) 
     edge = Edge()
     edge.talk = EdgeTalk(edge)
     sources = {"labelled": [{"kind": "folders", "images": str(folder / "images")}]}
-    settings = SiteSettings(runs, sources, "cpu", folder / "site", folder / "spool")
+    settings = SiteSettings(runs, sources, "cpu", folder / "site", folder / "spool", against_plain=plain)
     return SiteWork(settings, Models(folder / "models"), edge.talk, 7), edge
 
 
@@ -141,6 +143,16 @@ def test_the_sites_policy_and_its_problems_are_those_of_any_run(tmp_path):
     with pytest.raises(ConfigError):
         work.job(order(settings=json.dumps(SETTINGS | {"classes": ["ill", "well"]})), WEIGHTS_)
     assert edge.events("problem")[0]["kind"] == "the data of a run cannot be used"
+
+
+def test_where_updates_leave_masked_alone_no_job_is_done_be_it_at_one_site_or_at_several(tmp_path):
+    work, edge = site(tmp_path, plain="updates leave masked alone")
+    for asked in (order(), order(validations=0)):
+        with pytest.raises(
+            PolicyError, match=r"^updates leave masked alone; rates is a search, whose jobs are not mas"
+        ):
+            work.job(asked, WEIGHTS_)
+    assert {news["event"] for news in edge.heard} == {"problem"}
 
 
 def message(asked: Order) -> Message:

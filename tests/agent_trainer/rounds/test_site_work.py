@@ -9,6 +9,7 @@ from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Learner
 from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import flatten, layout_of
+from agent_trainer.rounds.masked_updates import FORM
 from agent_trainer.rounds.models import Models
 from agent_trainer.rounds.replay_plans import ReplayPlans
 from agent_trainer.rounds.site_work import REMARKS, SiteSettings, SiteWork, run_digest, shown
@@ -16,7 +17,7 @@ from agent_trainer.rounds.wire import Order
 from cairn import codec
 from cairn.errors import ConfigError, PlanMismatch, PolicyError, TrainingError
 from cairn.kernels import load
-from cairn.plan import ReplayPlan, fingerprint
+from cairn.plan import Plan, ReplayPlan, Secrecy, UpdatePlan, fingerprint
 from cairn.sketch import Sketch
 from cairn.tally import Tally, zeros
 from cairn.transitions import TransitionCoder, cell_histogram
@@ -63,13 +64,13 @@ class Edge(io.StringIO):
         return [news for news in self.heard if news["event"] == kind]
 
 
-def site(tmp_path, *, edge=None, scenes=None, runs=("run",), run_digests=None):
+def site(tmp_path, *, edge=None, scenes=None, runs=("run",), run_digests=None, plain=None, masked=None):
     edge = edge or Edge()
     edge.talk = EdgeTalk(edge)
     spool = tmp_path / "spool"
     spool.mkdir(exist_ok=True)
     told = scenes or [{"kind": "generated", "tasks": ["liver"], "images": 4, "size": 32}]
-    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool, run_digests)
+    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool, run_digests, plain, masked)
     return SiteWork(settings, Models(tmp_path / "models"), edge.talk, 7), edge
 
 
@@ -219,6 +220,32 @@ def test_where_exact_runs_are_named_another_one_of_that_name_is_refused_with_its
     other = order(seed=asked.seed + 1)
     with pytest.raises(PolicyError, match=f"has not approved the run run of digest {run_digest(other)}"):
         work.train(other, WEIGHTS)
+
+
+def update_plan():
+    stage = UpdatePlan(len(WEIGHTS), **vars(FORM))
+    return codec.encode_plan(Plan("run", 1, stage, Secrecy(64, 400, 100)))
+
+
+def test_where_updates_leave_masked_alone_a_plain_run_is_refused_before_it_learns_and_a_masked_one_is_not(tmp_path):
+    work, edge = site(tmp_path, plain="updates leave masked alone")
+    with pytest.raises(PolicyError, match=r"^updates leave masked alone; run is a plain run$"):
+        work.train(order(), WEIGHTS)
+    [said] = edge.heard
+    assert (said["kind"], said["sentences"]) == (
+        "a run is refused by this site's policy",
+        ["updates leave masked alone; run is a plain run"],
+    )
+    metrics, trained = work.train(order(update_plan=update_plan()), WEIGHTS)
+    assert trained is None
+    assert metrics["updates"] == 5
+    assert edge.events("problem")[-1]["sentences"] == [], "the refusal is not shown any more"
+
+
+def test_where_nothing_leaves_without_noise_a_masked_run_is_refused_too(tmp_path):
+    work, _ = site(tmp_path, plain="no noise", masked="no noise")
+    with pytest.raises(PolicyError, match=r"^no noise; run is a masked run$"):
+        work.train(order(update_plan=update_plan()), WEIGHTS)
 
 
 def test_an_update_that_the_edge_keeps_back_is_not_sent(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cairn import codec
 from cairn.errors import ConfigError, PolicyError, StudyError
-from cairn.plan import Plan, Secrecy, fingerprint
+from cairn.plan import Plan, RunStage, Secrecy, UpdatePlan, fingerprint
 from cairn.privacy.accountant import composed
 from cairn.privacy.terms import Privacy
 from cairn.tally import Tables, Tally, zeros
@@ -24,7 +24,7 @@ from edge_node.privacy.ledger import FILE, Ledger
 from edge_node.privacy.noised import noised
 from edge_node.privacy.rules import lacking
 from edge_node.privacy.settings import PrivacySettings
-from tests.edge_node.conftest import STAGES, write_image, write_settings
+from tests.edge_node.conftest import REPLAY_STAGES, STAGES, write_image, write_settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TERMS = Privacy("image", 3.0, 1e-6, 2.0, 4, 3000, sites=1, sharers=1)
@@ -147,6 +147,22 @@ def test_what_a_site_asks_for_is_what_a_plan_may_lack(tmp_path: Path) -> None:
     assert "asks for each image" in (lacking(*private(terms=pixel), settings) or "")
     assert lacking(*private(), settings) is None
     assert lacking(*private(terms=replace(TERMS, unit="patient")), settings) is None
+
+
+@pytest.mark.parametrize(
+    "stage", [REPLAY_STAGES["replay"], UpdatePlan(1000, 20, 64.0, 2**20)], ids=["replay", "update"]
+)
+def test_where_noise_is_required_replay_plans_and_masked_updates_are_refused_with_a_sentence(
+    tmp_path: Path, stage: RunStage
+) -> None:
+    (tmp_path / "images").mkdir()
+    training = '[training]\nruns = ["*"]\nscenes = [{ kind = "generated" }]\n'
+    settings = write_settings(tmp_path, training + "[privacy]\nrequired = true\n")
+    plan = Plan("sella-1", 1, stage, Secrecy(64, 400, 100))
+    of = fingerprint(codec.encode_plan(plan))
+    expected = "this site takes part in private plans alone (privacy.required), and this one has no noise"
+    assert reason_against(plan, of, settings) == expected
+    assert reason_against(plan, of, write_settings(tmp_path, training)) is None
 
 
 def test_the_answer_to_a_plan_over_the_budget_is_one_sentence_for_both_sides(tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def test_a_replay_plan_waits_for_its_round_beside_pixel_stages_and_leaves_by_the
         assert (event, "replay", "sella-1", 1) in lines
 
 
+def test_a_plan_in_plain_is_refused_at_both_ends_where_the_site_lets_replay_out_masked_alone(tmp_path, middle):
+    write_image(tmp_path / "images" / "a.ome.tif", 1)
+    middle.enrol(tmp_path / "state" / "identity")
+    settings = write_settings(tmp_path, TRAINING + '[masking]\nrequired = ["replay", "updates"]\n')
+    with running(settings):
+        [of, pixels] = middle.publish(replay(), Plan("tumour", 0, STAGES["counts"]))
+        put(settings, of)
+        wait_until(lambda: pixels in middle.tallies.ledger, "the tally of pixels, which may go in plain")
+        wait_until(lambda: of in middle.answers, "the answer")
+        wait_until(lambda: states(settings) == ["sent", "refused"], "the page")
+        wait_until(lambda: list(settings.replay_folder.iterdir()) == [], "the file to be deleted")
+        page = httpx.get(ask(settings.state_dir).page).text
+    sentence = (
+        "this site lets tallies of replay out in masked sums alone (masking.required), and these would go in plain"
+    )
+    assert middle.answers[of] == (False, sentence)
+    assert sentence in page
+    assert of not in middle.tallies.ledger
+
+
 def test_a_file_that_was_left_by_a_kill_is_tallied_at_the_next_start(settings, middle):
     [of] = middle.publish(replay())
     put(settings, of)

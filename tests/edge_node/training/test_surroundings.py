@@ -42,3 +42,19 @@ def test_the_trainer_is_told_which_exact_runs_are_allowed(tmp_path):
     assert settings.training is not None
     Surroundings(settings, settings.training).prepare()
     assert json.loads((settings.training_folder / "site.json").read_text())["run_digests"] == ["ab" * 32]
+
+
+def test_the_trainer_is_told_in_a_sentence_why_updates_in_plain_or_any_stay_here(tmp_path):
+    def told(extra):
+        settings = write_settings(tmp_path, TRAINING + extra)
+        assert settings.training is not None
+        Surroundings(settings, settings.training).prepare()
+        found = json.loads((settings.training_folder / "site.json").read_text())
+        return found["against_plain"], found["against_masked"]
+
+    assert told("") == (None, None)
+    plain, masked = told('[masking]\nrequired = ["updates"]\n')
+    assert ("masking.required" in plain, masked) == (True, None)
+    plain, masked = told("[privacy]\nrequired = true\n")
+    assert plain == masked
+    assert "privacy.required" in plain
