@@ -51,11 +51,8 @@ sbom: $(VENV)/.installed-dev
 # configuration names a place that has it; a plain index gives the one for CUDA, two gigabytes more.
 wheels: deploy/wheels/.filled
 
-deploy/wheels/.filled: $(VENV)/bin/python pyproject.toml constraints.txt
-	rm -rf deploy/wheels
-	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w deploy/wheels \
-	  ".[otel,postgresql,s3,train]" cyclonedx-python-lib packaging setuptools
-	rm -f deploy/wheels/cairn_federation-*
+deploy/wheels/.filled: $(VENV)/bin/python pyproject.toml constraints.txt deploy/fetch_wheels.sh
+	sh deploy/fetch_wheels.sh $(VENV)/bin/python
 	touch $@
 
 # An engine with BuildKit; no network, no registry but for the base image. IMAGES = edge-sketch edge-gpu too, where wanted.

@@ -5,15 +5,20 @@ import io
 import json
 import os
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
+import tifffile
 
 from tests.containers.engine import ROOT
 
@@ -172,33 +177,46 @@ class Composed:
         text = STUDY.format(name=study, bands=json.dumps(list(bands)))
         self.cairn("study", "create", "--file", "/dev/stdin", input=text)
 
+    def copied(self, service: str, path: str) -> dict[str, bytes]:
+        """Copy a file or a folder out of a service's container: names and contents."""
+        packed = subprocess.run(
+            ["docker", "cp", f"{self.container(service)}:{path}", "-"],
+            env=self.environment, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            return {PurePath(one.name).name: tar.extractfile(one).read() for one in tar if one.isreg()}  # type: ignore[union-attr]
+
     def summary(self) -> dict[str, Any]:
         """Give the summary that the compose file's own study has written."""
-        with_tar = subprocess.run(
-            ["docker", "cp", f"{self.container('study')}:/results/summary.json", "-"],
-            env=self.environment, capture_output=True, check=True,
-        )  # fmt: skip
-        body = with_tar.stdout[512:]  # behind the archive's only header
-        found: dict[str, Any] = json.loads(body[: body.rindex(b"}") + 1])
+        found: dict[str, Any] = json.loads(self.copied("study", "/results/summary.json")["summary.json"])
         return found
+
+    def labels(self, service: str, study: str) -> dict[str, npt.NDArray[np.uint8]]:
+        """Read a site's label images by their names."""
+        files = self.copied(service, f"/labels/{study}").items()
+        return {name: tifffile.imread(io.BytesIO(file)) for name, file in files if name.endswith(".tif")}
 
     def shown(self, study: str) -> dict[str, Any]:
         """Give what an operator is told of a study."""
         found: dict[str, Any] = json.loads(self.cairn("study", "show", study, "--json"))
         return found
 
-    def finished(self, study: str) -> dict[str, Any]:
-        """Wait for a study's end; gives its results and its map, without its name and times."""
-        self.wait_for_line("aggregator", event="merged", study=study, stage="codebook")
-        self.wait(f"end of {study}", lambda: self.shown(study)["state"] == "done")
-        results = self.shown(study)["results"]
+    def table(self, study: str) -> pa.Table:
+        """Export a study's map; its rows by rising key."""
         path = f"/tmp/{study}.parquet"
         self.cairn("study", "export", study, path)
         told = subprocess.run(
             ["docker", "exec", self.container("aggregator"), "cat", path],
             env=self.environment, capture_output=True, check=True,
         )  # fmt: skip
-        table = pq.read_table(io.BytesIO(told.stdout)).sort_by("key")
+        return pq.read_table(io.BytesIO(told.stdout)).sort_by("key")
+
+    def finished(self, study: str) -> dict[str, Any]:
+        """Wait for a study's end; gives its results and its map, without its name and times."""
+        self.wait_for_line("aggregator", event="merged", study=study, stage="codebook")
+        self.wait(f"end of {study}", lambda: self.shown(study)["state"] == "done")
+        results = self.shown(study)["results"]
+        table = self.table(study)
         whole = hashlib.sha256()
         for name in ("key", "count", "cluster"):
             whole.update(table.column(name).to_numpy().tobytes())

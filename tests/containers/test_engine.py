@@ -25,5 +25,5 @@ def test_a_start_that_fails_fails_in_ci(tmp_path: Path, monkeypatch: pytest.Monk
     script.chmod(0o700)
     monkeypatch.setattr(engine, "SCRIPTS", tmp_path)
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="did not start|only root"):
+    with pytest.raises(pytest.fail.Exception, match=r"did not start|only root"):
         engine.start(tmp_path)

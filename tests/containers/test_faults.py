@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator
 from os import kill
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from rich.console import Console
 
 from cairn.images import find_images
+from cairn.profile import operator_channel
 from deploy.dealing import deal
 from deploy.demo import Recipe, generated
 from deploy.federation import federation
-from deploy.study_run import run_study
+from deploy.study_run import STUDY, run_study
+from deploy.summary import export
 from deploy.tissue import BANDS, STATE_RULES
 from tests.containers.federation import IMAGES, SIDE, TOP_K, Composed
 from tests.system.small_disk import fill, make_room
@@ -126,13 +130,24 @@ def test_compose_up_finds_what_the_demo_finds(composed: Composed, tmp_path_facto
     hands = deal(find_images(generated(folder / "data", Recipe(2, IMAGES, SIDE, 0), console)), 2)
     with federation(folder / "federation", hands) as running:
         demo = run_study(running, BAND_NAMES, STATE_RULES, min_sites=2, top_k=TOP_K, console=console)
+        with operator_channel(running.profile) as channel:
+            found = export(channel)
     ours = composed.summary()
     for name in ("pixels", "foreground", "mass", "error_bound"):
         assert ours[name] == demo.results[name], name
-    assert [(one["state"], one["size"]) for one in ours["clusters"]] == [
-        (one["state"], one["size"]) for one in demo.results["clusters"]
-    ]
     assert ours["recall"] == 1
+    assert ours["clusters"] == demo.results["clusters"]
+    table, by_key = composed.table(STUDY), np.argsort(found.keys)
+    assert len(by_key) == TOP_K
+    for column, of_demo in (("key", found.keys), ("count", found.counts), ("cluster", found.clusters)):
+        np.testing.assert_array_equal(table.column(column), of_demo[by_key], err_msg=column)
+    for hand in hands:
+        files = sorted((running.site_folder(hand.site) / "labels" / STUDY).glob("*.tif"))
+        labels = composed.labels(hand.site, STUDY)
+        assert [file.name for file in files] == sorted(labels) != []
+        for file in files:
+            np.testing.assert_array_equal(labels[file.name], tifffile.imread(file), err_msg=file.name)
+            assert len(np.unique(labels[file.name])) > 1
 
 
 def test_a_site_that_is_cut_off_takes_part_once_it_is_back(

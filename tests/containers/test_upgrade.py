@@ -20,7 +20,7 @@ from tests.system.observing import Observed
 
 pytestmark = [pytest.mark.containers, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 NAME = "h2-middle"
-NEXT = "0.1.99"  # the same tree under another version
+NEXT = "0.2.99"  # the same tree under another version
 CAME, MORE = 20, 20  # uploads before the upgrade and after it
 
 
