@@ -56,10 +56,12 @@ deploy/wheels/.filled: $(VENV)/bin/python pyproject.toml constraints.txt deploy/
 	touch $@
 
 # An engine with BuildKit; no network, no registry but for the base image. IMAGES = edge-sketch edge-gpu too, where wanted.
+# BASE = python@sha256:… pins the base image by the digest that you looked up and trust; a tag may be moved.
 IMAGES := edge aggregator
+BASE :=
 images: wheels
 	for image in $(IMAGES); do DOCKER_BUILDKIT=1 docker build --quiet --file deploy/Dockerfile --target $$image \
-	  --build-arg VERSION=$(VERSION) --tag cairn-$$image:$(VERSION) . || exit 1; done
+	  --build-arg VERSION=$(VERSION) $(if $(BASE),--build-arg BASE=$(BASE)) --tag cairn-$$image:$(VERSION) . || exit 1; done
 
 # The images, the compose file and its faults on a real engine, which is started where none runs. Root.
 containers: $(VENV)/.installed-dev

@@ -72,15 +72,18 @@ def run(arguments: Sequence[str], timeout_s: float = 120.0, source: Path | None 
 
     source  folder of another version's source, to run that one
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "cairn", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-        cwd=source,
-        env={**os.environ, "PYTHONPATH": str(source)} if source else None,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cairn", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            cwd=source,
+            env={**os.environ, "PYTHONPATH": str(source)} if source else None,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CairnError(f"cairn {' '.join(arguments[:2])} did not end within {timeout_s:.0f} s") from error
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise CairnError(f"cairn {' '.join(arguments[:2])} failed: {said[-1].removeprefix('cairn: ')}")

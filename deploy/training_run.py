@@ -133,7 +133,7 @@ def search(running: Federation, folder: Path) -> list[str]:
     scenes.write_text(tomli_w.dumps({"scenes": [source]}), encoding="utf-8")
     said = run(
         ["evaluate", RUN, "--scenes", str(scenes), "--profile", str(running.profile), "--starts", "3",
-         "--animate", str(folder), "--json"]
+         "--animate", str(folder), "--json"], PATIENCE_S
     )  # fmt: skip
     scenes.unlink()
     drawn: list[str] = json.loads(said)["pictures"]

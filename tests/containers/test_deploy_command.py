@@ -67,14 +67,13 @@ def test_logs_are_json_lines_and_a_support_bundle_has_no_keys(connected: Clinic,
     assert "edge node runs" in log.out
     out = tmp_path / "support.tar.gz"
     assert connected.deploy("support-bundle", str(out), config=config).code == 0
-    key = (
-        connected.engine.containers.get(CONTAINER).exec_run(["cat", "/var/lib/cairn/identity/key.pem"]).output.decode()
-    )
+    key = read(connected, "/var/lib/cairn/identity/key.pem").splitlines()[1:-1]
+    assert key
     with tarfile.open(out) as tar:
         texts = [tar.extractfile(entry).read().decode() for entry in tar]  # type: ignore[union-attr]
     everything = "\n".join(texts)
     assert "edge node runs" in everything
-    for secret in (*key.splitlines()[1:-1], "PRIVATE KEY", "a.tif", str(connected.folder)):
+    for secret in (*key, "PRIVATE KEY", "a.tif", str(connected.folder)):
         assert secret not in everything
 
 
@@ -143,7 +142,13 @@ def test_an_upgrade_that_was_cut_off_is_undone_by_the_next_up(connected: Clinic)
 
 
 def certificate_of(clinic: Clinic) -> str:
-    found = clinic.engine.containers.get(CONTAINER).exec_run(["cat", "/var/lib/cairn/identity/certificate.pem"])
+    return read(clinic, "/var/lib/cairn/identity/certificate.pem")
+
+
+def read(clinic: Clinic, path: str) -> str:
+    """Read a file in the container as it runs."""
+    found = clinic.engine.containers.get(CONTAINER).exec_run(["cat", path])
+    assert found.exit_code == 0, found.output
     return str(found.output.decode())
 
 
