@@ -25,7 +25,7 @@ from tests.system.uploading import tally_of, upload
 
 SITES = ("site-1", "site-2", "site-3")
 STAGES = ("moments", "ranges", "counts")
-OPEN = 3  # studies that are collected at a time
+OPEN = 6  # studies that are collected at a time
 PATIENCE_S = 300.0
 POLL_S = 0.05
 
@@ -82,7 +82,7 @@ class Senders:
 
     def _hand_on(self, plans: Path) -> None:
         with self.seen.session() as session:
-            going = session.scalars(select(tables.Study.name).where(tables.Study.state.in_(STAGES))).all()
+            states = session.scalars(select(tables.Study.state)).all()
             asked = select(tables.Plan).where(tables.Plan.state == "open", tables.Plan.stage.in_(STAGES))
             wanted = {plan.fingerprint: plan.published for plan in session.scalars(asked)}
         there = {path.name: path for path in plans.iterdir()}
@@ -91,10 +91,10 @@ class Senders:
         for name in wanted.keys() - there.keys():
             with write_atomically(plans / name) as file:
                 file.write(wanted[name])
-        if self._more.is_set() and len(going) < OPEN:
+        self.studies = len(states)  # also one whose answer did not arrive
+        if self._more.is_set() and sum(state in STAGES for state in states) < OPEN:
             with suppress(Unreachable):  # while the aggregator is being upgraded
                 self.seen.create(a_study(self.studies))
-                self.studies += 1
 
     def wait_for_acknowledged(self, count: int) -> None:
         """Wait until so many more uploads are acknowledged than now."""
@@ -107,7 +107,8 @@ class Senders:
 
         def none_is_open() -> bool:
             with self.seen.session() as session:
-                return not set(session.scalars(select(tables.Study.state))) & set(STAGES)
+                states = session.scalars(select(tables.Study.state)).all()
+            return len(states) == self.studies and not set(states) & set(STAGES)
 
         self._wait("the end of all studies", none_is_open)
 
@@ -131,6 +132,11 @@ class Senders:
                 if said["event"] == "acknowledged":
                     found.append((datetime.fromisoformat(said["time"]), site, said["plan"], said["digest"]))
         return sorted(found)
+
+    def troubled(self) -> list[str]:
+        """Name the sites that said that an upload had to wait."""
+        logs = {site: self.folder / site / "log" for site in SITES}
+        return [site for site, log in logs.items() if "trying again" in log.read_text(encoding="utf-8")]
 
     def plans(self) -> set[str]:
         """Name the plans for which anything was acknowledged."""

@@ -142,7 +142,7 @@ def test_compose_up_finds_what_the_demo_finds(composed: Composed, tmp_path_facto
     for column, of_demo in (("key", found.keys), ("count", found.counts), ("cluster", found.clusters)):
         np.testing.assert_array_equal(table.column(column), of_demo[by_key], err_msg=column)
     for hand in hands:
-        files = sorted((running.site_folder(hand.site) / "labels" / STUDY).glob("*.tif"))
+        files = sorted((running.site_folder(hand.site) / "labels" / STUDY).rglob("*.tif"))
         labels = composed.labels(hand.site, STUDY)
         assert [file.name for file in files] == sorted(labels) != []
         for file in files:

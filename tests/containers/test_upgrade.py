@@ -100,7 +100,9 @@ def test_an_upgrade_of_an_aggregator_loses_no_upload(
     senders.finish()
 
     assert clinic.deploy("status", "--json", config=config).json["problems"] == []
+    senders.stop()
     assert senders.lost() == 0
+    assert senders.troubled(), "no site had anything to send while the aggregator was away"
     came = senders.acknowledged()
     last, first = max(pairwise(entry[0] for entry in came), key=lambda two: two[1] - two[0])
     assert last < began + took, "the longest pause is not the upgrade's"
