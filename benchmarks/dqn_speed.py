@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from agent_trainer.config import PADDING, DqnConfig
 from agent_trainer.dqn_practice import DqnPractice
-from agent_trainer.environment import LandmarkEnv, Searches
+from agent_trainer.environment import Searches
+from agent_trainer.landmark_env import LandmarkEnv
 from agent_trainer.scenes.generated import generated_scenes
 from agent_trainer.scenes.settings import Generated
 from agent_trainer.scenes.sources import Scenes

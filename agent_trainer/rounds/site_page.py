@@ -7,7 +7,8 @@ import base64
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,10 +18,12 @@ from agent_trainer.dqn import Learner
 from agent_trainer.evaluation import Trace, trace
 from agent_trainer.labelled.settings import LabelledSource
 from agent_trainer.rounds.models import Model, ModelHead, Models
-from agent_trainer.rounds.site_explain import SiteExplain
 from agent_trainer.scenes.scene import Scene
 from agent_trainer.scenes.sources import Scenes, SceneSource, load_scenes, scene_of
 from cairn.errors import CairnError, TrainingError
+
+if TYPE_CHECKING:
+    from agent_trainer.rounds.site_explain import SiteExplain
 
 SIDE = 1400  # pixels of a picture for the page; larger images are shown smaller
 
@@ -38,8 +41,7 @@ class SitePage:
         models: Models,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sources, self._models = sources, models
-        self._explaining = SiteExplain(labelled, sources, models, clock)
+        self._sources, self._labelled, self._models, self._clock = sources, labelled, models, clock
         self._scenes: tuple[str, Scenes] | None = None  # settings, and what was loaded with them
         self._agent: tuple[Model, Learner] | None = None
 
@@ -59,6 +61,13 @@ class SitePage:
                 return self._explaining.explain(str(question["run"]), str(question["image"]))
             case other:
                 raise TrainingError(f"this trainer does not know what {other} is; install both sides of one version")
+
+    @cached_property
+    def _explaining(self) -> "SiteExplain":
+        # Not before somebody asks: plots and their libraries are a third of a trainer's start.
+        from agent_trainer.rounds.site_explain import SiteExplain  # noqa: PLC0415
+
+        return SiteExplain(self._labelled, self._sources, self._models, self._clock)
 
     def _list(self) -> dict[str, Any]:
         heads = self._agents()

@@ -8,7 +8,8 @@ from gymnasium.utils.env_checker import check_env
 from scipy import ndimage
 
 from agent_trainer.config import DqnConfig
-from agent_trainer.environment import LandmarkEnv, Searches
+from agent_trainer.environment import Searches
+from agent_trainer.landmark_env import LandmarkEnv
 from agent_trainer.scenes.scene import Scene
 from cairn.errors import ConfigError, ImageError
 
