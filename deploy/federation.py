@@ -1,16 +1,18 @@
 """A whole federation on this machine: aggregator and sites as processes on loopback, with a CA made on the spot."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tomli_w
 
 from deploy.dealing import Hand, lay_out
 from deploy.processes import Program, announced, run, start, wait_for
 
+Command: TypeAlias = Callable[[Sequence[str]], str]
+"""Runs `cairn ARGUMENTS…` to its end and returns what it printed."""
 START_S = 90.0  # a program's first start on a busy machine, with imports
 
 
@@ -21,6 +23,7 @@ class Federation:
     folder      everything lives here: aggregator/, sites/NAME/, logs/
     aggregator, sites  their processes; None for those that run elsewhere, as in containers
     training    the section of every site.toml of this name; empty when the federation does not train
+    command     how a command of this version is run
     profile     the operator's credentials, for `--profile`
     """
 
@@ -28,6 +31,7 @@ class Federation:
     aggregator: Program | None
     sites: dict[str, Program | None] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    command: Command = run
 
     @property
     def state(self) -> Path:
@@ -79,8 +83,9 @@ class Federation:
         config = folder / "site.toml"
         config.write_text(tomli_w.dumps(settings), encoding="utf-8")
         invitation = folder / "invitation.txt"
-        run(["aggregator", "invite", hand.site, "--profile", str(self.profile), "--out", str(invitation)])
-        run(["edge", "enrol", "--config", str(config), "--invitation", str(invitation)], source=source)
+        self.command(["aggregator", "invite", hand.site, "--profile", str(self.profile), "--out", str(invitation)])
+        enrolment = ["edge", "enrol", "--config", str(config), "--invitation", str(invitation)]
+        run(enrolment, source=source) if source else self.command(enrolment)
         self.start_site(hand.site, source)
 
     def stop(self) -> None:
@@ -103,18 +108,24 @@ def start_aggregator(folder: Path, source: Path | None = None) -> Program:
 
 @contextmanager
 def federation(
-    folder: Path, hands: Sequence[Hand], training: Mapping[str, Any] | None = None, source: Path | None = None
+    folder: Path,
+    hands: Sequence[Hand],
+    training: Mapping[str, Any] | None = None,
+    source: Path | None = None,
+    command: Command = run,
 ) -> Iterator[Federation]:
     """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end.
 
     training  the section of every site.toml with which the sites train; None for a federation that does not
     source    of another version, which the aggregator is to be
+    command   how a command of this version is run
     """
     (folder / "logs").mkdir(parents=True)
     wanted = ["--training"] if training else []
     where = ["--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"]
-    run(["aggregator", "init", *where, *wanted], source=source)
-    running = Federation(folder, start_aggregator(folder, source), training=training or {})
+    founding = ["aggregator", "init", *where, *wanted]
+    run(founding, source=source) if source else command(founding)
+    running = Federation(folder, start_aggregator(folder, source), training=training or {}, command=command)
     try:
         for hand in hands:
             running.join(hand)

@@ -92,7 +92,7 @@ def run(arguments: Sequence[str], timeout_s: float = 120.0, source: Path | None 
 
 def wait_for(what: str, found: Callable[[], bool], programs: Sequence[Program], patience_s: float) -> None:
     """Wait until something is so. Raises CairnError when a program dies first or patience ends."""
-    deadline = time.monotonic() + patience_s
+    began = time.monotonic()
     while not found():
         for program in programs:
             if not program.alive():
@@ -100,9 +100,9 @@ def wait_for(what: str, found: Callable[[], bool], programs: Sequence[Program], 
                     f"cairn {' '.join(program.arguments[:2])} ended with exit code {program.process.returncode} while "
                     f"the demo waited for {what}: {_last_line(program.log)}"
                 )
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + patience_s:
             raise CairnError(f"{what} did not come within {patience_s:.0f} s; the logs are in {programs[0].log.parent}")
-        time.sleep(0.05)
+        time.sleep(min(0.25, 0.05 + (time.monotonic() - began) / 50))
 
 
 def announced(path: Path) -> dict[str, Any]:

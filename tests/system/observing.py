@@ -29,6 +29,7 @@ from deploy.dealing import Hand, common_bands, deal
 from deploy.federation import Federation, federation
 from deploy.processes import wait_for
 from edge_node.counting import Counter
+from tests.invoking import invoke
 
 SIDE = 128
 PATIENCE_S = 300.0
@@ -133,5 +134,5 @@ def assert_same(found: Tables, expected: Tables) -> None:
 @contextmanager
 def observed(folder: Path, data: Path, sites: int = 3) -> Iterator[Observed]:
     hands = deal(find_images(data), sites)
-    with federation(folder, hands) as running:
+    with federation(folder, hands, command=invoke) as running:
         yield Observed(running, hands)

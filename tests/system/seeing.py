@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from cairn.errors import CairnError
-from deploy.processes import run, wait_for
+from deploy.processes import wait_for
+from tests.invoking import invoke
 from tests.system.observing import PATIENCE_S, Observed
 
 
@@ -16,7 +17,7 @@ def status(seen: Observed, site: str) -> dict[str, Any]:
     """Ask a site as its own people do; nothing while it does not answer, as when it starts."""
     config = seen.running.site_folder(site) / "site.toml"
     try:
-        answer: dict[str, Any] = json.loads(run(["edge", "status", "--config", str(config), "--json"]))
+        answer: dict[str, Any] = json.loads(invoke(["edge", "status", "--config", str(config), "--json"]))
     except CairnError:
         return {"connected": None, "problems": []}
     return answer
@@ -29,7 +30,7 @@ def page(seen: Observed, site: str) -> str:
 
 def listed(seen: Observed, site: str) -> dict[str, Any]:
     """Look for a site in the operator's list."""
-    sites = json.loads(run(["aggregator", "sites", "--profile", str(seen.running.profile), "--json"]))["sites"]
+    sites = json.loads(invoke(["aggregator", "sites", "--profile", str(seen.running.profile), "--json"]))["sites"]
     found: dict[str, Any] = next(one for one in sites if one["name"] == site)
     return found
 

@@ -24,8 +24,9 @@ from cairn.plan import MomentsPlan, Plan, fingerprint
 from cairn.rpc import Identity, errors_from_wire, mtls_channel
 from cairn.tally import Tally, zeros
 from cairn.v1 import tallies_pb2, tallies_pb2_grpc
-from deploy.processes import announced, run
+from deploy.processes import announced
 from edge_node.outbox import Outbox
+from tests.invoking import invoke
 from tests.system.bad_images import BAD, counts, write
 from tests.system.observing import Observed, assert_same, centrally, observed, study_of
 from tests.system.seeing import dashboard, eventually, listed, page, refused, status
@@ -200,14 +201,14 @@ def test_a_site_with_a_wrong_certificate_is_told_so_and_comes_back_with_the_righ
 def test_an_expired_token_lets_nobody_in_and_says_what_to_do(finished: Observed, tmp_path: Path) -> None:
     profile = str(finished.running.profile)
     text = tmp_path / "invitation.txt"
-    run(["aggregator", "invite", "late", "--valid-for", "1s", "--profile", profile, "--out", str(text)])
+    invoke(["aggregator", "invite", "late", "--valid-for", "1s", "--profile", profile, "--out", str(text)])
     end = datetime.now(UTC) + timedelta(seconds=1)
     config = tmp_path / "site.toml"
     config.write_text((finished.running.site_folder("site-1") / "site.toml").read_text())
     (tmp_path / "images").mkdir()
     eventually(finished, "the end of the token", lambda: datetime.now(UTC) > end)
     with pytest.raises(CairnError, match=r"the enrolment token expired on .*; ask the operator for a new invitation"):
-        run(["edge", "enrol", "--config", str(config), "--invitation", str(text)])
+        invoke(["edge", "enrol", "--config", str(config), "--invitation", str(text)])
     assert listed(finished, "late")["state"] == "invited"
     assert not (tmp_path / "state" / "identity" / "certificate.pem").exists()
 
@@ -215,7 +216,7 @@ def test_an_expired_token_lets_nobody_in_and_says_what_to_do(finished: Observed,
 def test_a_revoked_site_is_told_why_and_the_others_go_on_without_it(finished: Observed) -> None:
     before = finished.merged("small", "counts")
     reason = "the machine was stolen"
-    run(["aggregator", "revoke", "site-3", "--reason", reason, "--profile", str(finished.running.profile)])
+    invoke(["aggregator", "revoke", "site-3", "--reason", reason, "--profile", str(finished.running.profile)])
     eventually(finished, "the site to know", lambda: reason in " ".join(status(finished, "site-3")["problems"]))
     assert reason in page(finished, "site-3")
     assert "Not admitted" in page(finished, "site-3")

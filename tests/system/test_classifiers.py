@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_practice import first_weights
 from deploy.federation import federation
+from tests.invoking import invoke
 from tests.system.observing import Observed
 from tests.system.training import cairn, ended, join, log_of, rounds_of, run_of, states_of, status, trains, wait_in
 
@@ -58,7 +59,7 @@ def section(place: Path) -> dict[str, Any]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("classifiers")
     both, light = folders(folder / "both", 1, *CLASSES), folders(folder / "light", 2, "light")
-    with federation(folder / "all", [], training=section(both)) as running:
+    with federation(folder / "all", [], training=section(both), command=invoke) as running:
         join(running, SITES[0], section(both))
         join(running, SITES[1], section(light))
         yield Observed(running, [])

@@ -14,7 +14,8 @@ import tifffile
 from aggregator.intake.merging import load_merged
 from cairn import kernels
 from deploy.exact import exact_counts
-from deploy.processes import run, wait_for
+from deploy.processes import wait_for
+from tests.invoking import invoke
 from tests.system.observing import SIDE, Observed, assert_same, centrally, observed, study_of
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def test_the_label_images_hold_the_pixels_that_the_federation_counted(finished: 
 
 def test_the_export_holds_the_true_heavy_hitters_with_their_true_counts(finished: Observed, tmp_path: Path) -> None:
     out = tmp_path / "map.csv"
-    run(["study", "export", "small", str(out), "--profile", str(finished.running.profile)])
+    invoke(["study", "export", "small", str(out), "--profile", str(finished.running.profile)])
     rows = np.genfromtxt(out, delimiter=",", names=True, dtype=None, encoding="utf-8")
     quantiser = finished.plans("small")["counts", 0][1].stage.quantiser
     exact = exact_counts(finished.sources(), quantiser, kernels.load("numba"))
@@ -162,7 +163,7 @@ def test_the_logs_of_all_parties_tell_a_stages_story_by_the_same_ids(finished: O
 
 def test_status_says_connected_and_idle(finished: Observed) -> None:
     config = finished.running.site_folder("site-1") / "site.toml"
-    status = json.loads(run(["edge", "status", "--config", str(config), "--json"]))
+    status = json.loads(invoke(["edge", "status", "--config", str(config), "--json"]))
     assert status["connected"] is True
     assert not status["problems"]
     assert status["bytes_sent"] > 0

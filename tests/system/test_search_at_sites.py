@@ -10,6 +10,7 @@ import tomli_w
 
 from cairn.errors import CairnError
 from deploy.federation import federation
+from tests.invoking import invoke
 from tests.system.observing import Observed
 from tests.system.test_classifiers import SETTINGS, folders, tables
 from tests.system.training import (
@@ -59,7 +60,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         return {"runs": list(runs), "threads": 1, "device": "cpu", "labelled": tables(images)}
 
     north = section("north", 1, "*")
-    with federation(folder / "all", [], training=north) as running:
+    with federation(folder / "all", [], training=north, command=invoke) as running:
         join(running, "north", north)
         join(running, "south", section("south", 2, "*"))
         join(running, "west", section("west", 3, "others-*"))

@@ -10,6 +10,7 @@ import pytest
 import tomli_w
 
 from deploy.federation import federation
+from tests.invoking import invoke
 from tests.system.observing import Observed
 from tests.system.training import cairn, ended, join, status
 
@@ -49,7 +50,7 @@ def seen(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     places = [deal(data, folder / site, number * VOLUMES) for number, site in enumerate(SITES)]
     broken = next((places[1] / "images").iterdir())
     broken.write_bytes(broken.read_bytes()[:1000])
-    with federation(folder / "all", [], training=section(places[0])) as running:
+    with federation(folder / "all", [], training=section(places[0]), command=invoke) as running:
         for site, place in zip(SITES, places, strict=True):
             join(running, site, section(place))
         yield Observed(running, [])

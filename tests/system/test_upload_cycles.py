@@ -29,7 +29,7 @@ from cairn.files import write_atomically
 from cairn.study import StudySpec
 from cairn.tally import add, zeros
 from deploy.federation import federation
-from deploy.processes import run
+from tests.invoking import invoke
 from tests.system.observing import Observed, assert_same
 from tests.system.uploading import tally_of, upload
 
@@ -85,7 +85,7 @@ class Cycles:
         folder = self.folder / "sites" / site
         folder.mkdir(parents=True)
         text = folder / "invitation.txt"
-        run(["aggregator", "invite", site, "--profile", str(self.seen.running.profile), "--out", str(text)])
+        invoke(["aggregator", "invite", site, "--profile", str(self.seen.running.profile), "--out", str(text)])
         enrolment.enrol(invitation.parse(text.read_text()), folder / "identity")
 
     def start(self, site: str) -> None:
@@ -218,7 +218,7 @@ class Cycles:
 
 @pytest.fixture
 def cycles(tmp_path: Path) -> Iterator[Cycles]:
-    with federation(tmp_path / "all", []) as running:
+    with federation(tmp_path / "all", [], command=invoke) as running:
         seen = Observed(running, [])
         engine = open_database(load_settings(running.state / "aggregator.toml").database_url)
         made = Cycles(seen, engine, seen.store(), random.Random(SEED))

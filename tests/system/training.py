@@ -20,8 +20,9 @@ from cairn.run import RunSpec, run_message
 from cairn.v1 import edge_pb2, training_pb2, training_pb2_grpc
 from deploy.dealing import Hand
 from deploy.federation import Federation, federation
-from deploy.processes import run, wait_for
+from deploy.processes import wait_for
 from edge_node.local_service import ask
+from tests.invoking import invoke
 from tests.system.observing import PATIENCE_S, Observed
 
 SITES: Final = ("site-1", "site-2", "site-3")
@@ -83,7 +84,7 @@ def section(scenes: list[dict[str, Any]], *runs: str) -> dict[str, Any]:
 def training_federation(folder: Path) -> Iterator[Observed]:
     """Run an aggregator that trains and three sites; the third takes part in the runs `open-…` only."""
     odd = odd_scenes(folder.with_name("odd"))
-    with federation(folder, [], training=section(odd, "open-*")) as running:
+    with federation(folder, [], training=section(odd, "open-*"), command=invoke) as running:
         for number, site in enumerate(SITES[:2]):
             made = {"kind": "generated", "images": 4, "size": SIDE, "seed": number}
             join(running, site, section([made], "*"))
@@ -98,7 +99,7 @@ def join(running: Federation, site: str, training: dict[str, Any]) -> None:
 
 def cairn(seen: Observed, *arguments: object) -> str:
     """Run a command as the operator; returns what it printed. Raises CairnError with its last sentence."""
-    return run([*map(str, arguments), "--profile", str(seen.running.profile)], timeout_s=PATIENCE_S)
+    return invoke([*map(str, arguments), "--profile", str(seen.running.profile)])
 
 
 def train(seen: Observed, name: str, *arguments: object, masking: str = "off", **settings: Any) -> str:
