@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aggregator import at_rest_commands, audit_commands
@@ -72,8 +73,11 @@ def init(
 
     Example: `cairn aggregator init --dir /srv/cairn --federation tissue --address cairn.example.org`
     """
-    from aggregator.members.initialise import initialise  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.database import check_without_password  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.members.initialise import initialise  # noqa: PLC0415
 
+    if database is not None:
+        check_without_password(database)
     with _writable(folder):
         settings = initialise(
             folder,
@@ -145,7 +149,7 @@ def check(folder: DirOption, *, as_json: JsonOption = False) -> None:
     else:
         for title, sentences in (("fine", report.fine), ("warning", report.warnings), ("fault", report.faults)):
             for sentence in sentences:
-                Console().print(f"[bold]{title}[/]: {sentence}", highlight=False)
+                Console().print(f"[bold]{title}[/]: {escape(sentence)}", highlight=False, soft_wrap=True)
     if report.faults:
         raise typer.Exit(1)
 
@@ -248,7 +252,10 @@ def sites(profile: ProfileOption, *, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json({"sites": [_as_dict(site) for site in found]})
         return
-    table = Table("name", "role", "state", "connected", "last seen (UTC)", "version", "bytes", "works on", "problems")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("name", "role", "state", "connected", "last seen (UTC)", "version", "bytes", "works on", "problem"):
+        # A name that is cut off names nobody.
+        table.add_column(title, overflow="fold", no_wrap=title in {"name", "role", "state", "version", "bytes"})
     for site in found:
         table.add_row(
             site.name,
@@ -261,7 +268,7 @@ def sites(profile: ProfileOption, *, as_json: JsonOption = False) -> None:
             site.working_on,
             site.problems[-1] if site.problems else "",
         )
-    Console().print(table)
+    Console().print(table, markup=False)
 
 
 @app.command("dashboard-token")

@@ -55,6 +55,19 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def check_without_password(url: str) -> None:
+    """Raise ConfigError for a URL with a password: on a command line everybody on the machine can read it."""
+    try:
+        password = sqlalchemy.make_url(url).password
+    except ArgumentError:
+        return  # what is wrong with it is said where it is opened
+    if password:
+        raise ConfigError(
+            "the database's URL holds a password, which a command line shows to everybody on this machine; put the URL "
+            "into a file for its owner alone and name that with --database-file"
+        )
+
+
 def newest_revision() -> str:
     """Say which revision of the schema this version's migrations lead to."""
     with as_file(files("aggregator") / "migrations") as folder:

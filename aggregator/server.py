@@ -122,7 +122,7 @@ class Aggregator:
         self._arrivals = Arrivals(self.engine, now, self._something_came)
         self._superlink: superlink.Superlink | None = None
         self._gate = Gate(self.engine, settings.federation, now)
-        self._traces = open_traces(settings.telemetry, "cairn-aggregator", settings.federation)
+        self._traces = open_traces(settings.telemetry, "cairn-aggregator", settings.federation, log)
         self._admission = rpc.Admission(
             ROLES,
             self._gate,

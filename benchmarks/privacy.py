@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.study import embedding, recovery, steps, studies
+from aggregator.study.layout import Asked, lay_out
 from aggregator.study.noise import table_noise
 from cairn import kernels
 from cairn.errors import StudyError
@@ -192,7 +193,7 @@ def clusters_of(
     assert isinstance(plan.stage, CountsPlan)
     made = embedding.make_map(
         plan.stage.quantiser.keyspace.decode(keys), counts, plan.stage.quantiser,
-        n_neighbors=spec.n_neighbors, clusters=spec.clusters, clustering="kmeans", seed=seed, rules={},
+        Asked(spec.n_neighbors, spec.clusters, "kmeans", seed), {}, lay_out,
     )  # fmt: skip
     return dict(zip(keys.tolist(), made.clusters.tolist(), strict=True))
 

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,16 @@ def write_atomically(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder of which nobody may find a half: it loses its name first; a crash leaves `.*.part`."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        folder.rename(part)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,21 +2,26 @@
 
 All that is done for a plan is one trace, at every party: its id is the beginning of the plan's fingerprint, so that no
 context has to travel between them, and a log line's `plan` leads to its trace. A site's spans go to the site's own
-collector. Spans hold names of studies, stages, sites, methods and kinds of errors; no numbers, no messages.
+collector. Spans hold names of studies, stages, sites, runs, methods and kinds of errors, and the numbers of windows and
+rounds; no counts, no messages.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from cairn import __version__
 from cairn.errors import ConfigError
 
+Log = structlog.typing.FilteringBoundLogger
 TRACE, SPAN = 16, 8  # bytes of their ids
 STOP_MS: Final = 2000
+SAID: Final = 300  # characters of what OpenTelemetry says that the log quotes
 
 
 class Telemetry(BaseModel):
@@ -70,11 +75,23 @@ class Traces:
             self.provider.shutdown()
 
 
-def open_traces(settings: Telemetry, service: str, name: str) -> Traces:
+class _IntoLog(logging.Handler):
+    """Lets what OpenTelemetry says of itself, such as that no collector answers, be a line of the service's log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.warning("traces", said=record.getMessage()[:SAID], source=record.name)
+
+
+def open_traces(settings: Telemetry, service: str, name: str, log: Log) -> Traces:
     """Begin to send traces where the settings say.
 
     service  such as cairn-edge
     name     of the party
+    log      for what OpenTelemetry says of itself
     Raises ConfigError when OpenTelemetry is not installed.
     """
     if settings.otlp is None:
@@ -88,6 +105,8 @@ def open_traces(settings: Telemetry, service: str, name: str) -> Traces:
         raise ConfigError(
             "telemetry.otlp is set and OpenTelemetry is not installed; install cairn-federation[otel], or take it out"
         ) from error
+    itself = logging.getLogger("opentelemetry")
+    itself.handlers, itself.propagate = [_IntoLog(log)], False
     about = {"service.name": service, "service.instance.id": name, "service.version": __version__}
     provider = TracerProvider(resource=Resource(about))
     exporter = OTLPSpanExporter(settings.otlp, insecure=settings.otlp.startswith("http://"), timeout=5)

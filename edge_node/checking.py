@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cairn import __version__, codec, enrolment
@@ -62,10 +63,10 @@ class SiteReport:
         table.add_row("certificate", f"until {self.certificate_expires}" if self.certificate_expires else "none")
         table.add_row("training", self.training)
         table.add_row("free disk", f"{self.free_bytes:,} bytes")
-        console.print(table)
+        console.print(table, markup=False)  # what stands in brackets is a name
         for title, sentences in (("would", self.would), ("note", self.remarks), ("fault", self.faults)):
             for sentence in sentences:
-                console.print(f"[bold]{title}[/]: {sentence}", highlight=False)
+                console.print(f"[bold]{title}[/]: {escape(sentence)}", highlight=False)
 
 
 def check_site(settings: SiteSettings, now: datetime) -> SiteReport:

@@ -157,7 +157,7 @@ def status(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT002 - t
         table.add_row("training", _training_words(now.training))
     for problem in now.problems:
         table.add_row("problem", problem)
-    Console().print(table)
+    Console().print(table, markup=False)
 
 
 NUMBERS = {"pixels_done", "pixels_total", "bytes_sent"}

@@ -69,7 +69,7 @@ class Node:
         state, identity = settings.state_dir, settings.identity_folder
         self._enrolled = read_enrolled(identity)
         log = self._log = log.bind(site=self._enrolled.site)
-        traces = self._traces = open_traces(settings.telemetry, "cairn-edge", self._enrolled.site)
+        traces = self._traces = open_traces(settings.telemetry, "cairn-edge", self._enrolled.site, log)
         board = self._board = Board(state / "problems.json")
         outbox = self._outbox = Outbox(state / "outbox")
         self._audit = AuditLog(state / "audit.jsonl", lambda: datetime.now(UTC))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cairn.errors import CairnError, ConfigError, PlanError, PolicyError
@@ -97,7 +98,7 @@ def check_policy(plan: PlanName, config: Config, as_json: AsJson = False) -> Non
     else:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for rule in verdicts:
-            table.add_row("[red]no[/]" if rule.against else "[green]yes[/]", rule.name, rule.against or "")
+            table.add_row("[red]no[/]" if rule.against else "[green]yes[/]", rule.name, escape(rule.against or ""))
         console = Console()
         console.print(f"{found.study}, {found.stage.stage}, window {found.window} (plan {of})", highlight=False)
         console.print(table)
@@ -129,7 +130,7 @@ def show_policy(config: Config, as_json: AsJson = False) -> None:  # noqa: FBT00
     for of, one in decisions.items():
         verb = "approved" if one.verdict == "approve" else "refused"
         table.add_row(f"{of[:12]}…", f"{one.study} {one.stage} {verb} by {one.words}, {one.at}".strip())
-    Console().print(table)
+    Console().print(table, markup=False)
 
 
 @policy_app.command("app")

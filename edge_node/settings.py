@@ -41,7 +41,7 @@ def _inside(address: str) -> str:
     return address if EVERY_ADDRESS.fullmatch(address) else _loopback(address)
 
 
-EVERY_ADDRESS = re.compile(r"0\.0\.0\.0:(\d{1,4}|[1-5]\d{4})")
+EVERY_ADDRESS = re.compile(r"0\.0\.0\.0:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])")
 Loopback = Annotated[str, AfterValidator(_loopback)]
 Inside = Annotated[str, AfterValidator(_inside)]
 Fingerprint = Annotated[str, AfterValidator(_full_fingerprint)]

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save, save_file
 
 from agent_trainer.algorithms import Weights
 from cairn.errors import ChecksumMismatch, TrainingError
-from cairn.files import sync_folder, write_atomically
+from cairn.files import remove_folder, sync_folder, write_atomically
 from cairn.sealing import Sealer, checkpoint_context, open_any
 
 KEPT = 3
@@ -98,7 +98,7 @@ class Checkpoints:
             for file in part.iterdir():
                 _sync(file)
             sync_folder(part)
-            shutil.rmtree(place, ignore_errors=True)  # one that could not be read
+            remove_folder(place)  # one that could not be read
             part.rename(place)
             sync_folder(self._folder)
         except BaseException:
@@ -106,7 +106,7 @@ class Checkpoints:
             raise
         for number in self.rounds()[:-KEPT]:
             if number != progress.best_round:
-                shutil.rmtree(self._place(number), ignore_errors=True)
+                remove_folder(self._place(number))
         return place
 
     def note(self, progress: Progress) -> None:

@@ -58,6 +58,11 @@ class Hashed:
 Taker = Callable[[str, Hashed], None]
 
 
+def is_name(name: str) -> bool:
+    """Tell whether a file may be called so in a backup: ASCII letters, digits, `_ . -` and slashes between."""
+    return bool(_NAME.fullmatch(name)) and not any(set(part) == {"."} for part in name.split("/"))
+
+
 class Writer:
     """Puts files one after another into a backup; `close` ends it with the list of them."""
 
@@ -95,7 +100,7 @@ def read(path: Path, take: Taker | None = None) -> About:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 file = tar.extractfile(member)
-                if not member.isreg() or file is None or not _safe(member.name) or member.name in found or about:
+                if not member.isreg() or file is None or not is_name(member.name) or member.name in found or about:
                     raise ConfigError(f"{path} is no backup of an aggregator: {member.name[:80]!r} is unexpected")
                 if member.name == ABOUT:
                     about = file.read()
@@ -117,10 +122,6 @@ def read(path: Path, take: Taker | None = None) -> About:
         wrong = sorted(name for name in {*found, *known.files} if found.get(name) != known.files.get(name))
         raise ChecksumMismatch(f"{path} was changed: {wrong[0]} is not what its list says; take another backup")
     return known
-
-
-def _safe(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) and not any(set(part) == {"."} for part in name.split("/"))
 
 
 def _about(content: bytes, path: Path) -> About:

@@ -47,7 +47,10 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(help="A backup's file.")],
     folder: Annotated[Path | None, typer.Option("--dir", help="Empty folder to make the aggregator in.")] = None,
-    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of an empty database, where it moves.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL, without a password, of an empty database, where it moves.")
+    ] = None,
+    database_file: Annotated[Path | None, typer.Option(help="A file that holds such a URL, with its password.")] = None,
     blobs: Annotated[str | None, typer.Option(help="fsspec URL of the blobs, where they move.")] = None,
     *,
     check: Annotated[bool, typer.Option("--check", help="Only read the file and compare it with its list.")] = False,
@@ -58,15 +61,19 @@ def restore(
     Example: `cairn aggregator restore /backup/cairn-2026-11-21.tar --dir /srv/cairn`
     """
     from aggregator.backup import archive, restoring  # noqa: PLC0415 - other commands start faster without it
+    from aggregator.database import check_without_password  # noqa: PLC0415
 
     if (folder is None) != check:
         raise ConfigError("name an empty folder with --dir, or ask for --check alone")
+    if database is not None:
+        check_without_password(database)
     os.umask(0o077)
     try:
         if folder is None:
             about, warnings = archive.read(file), tuple[str, ...]()
         else:
-            done = restoring.restore(file, folder, datetime.now(UTC), database=database, blobs=blobs)
+            moved = restoring.Moved(database, database_file and database_file.absolute(), blobs)
+            done = restoring.restore(file, folder, datetime.now(UTC), moved)
             about, warnings = done.about, done.warnings
     except OSError as error:
         raise ConfigError(f"{file} cannot be put back: {error.strerror or error} {error.filename or ''}") from error

@@ -5,7 +5,8 @@ no client program of the server's version where the aggregator runs, and can be 
 """
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +14,10 @@ import sqlalchemy
 from sqlalchemy import Connection, func, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
+from aggregator.backup.named import needed
 from aggregator.database import newest_revision, open_database, upgrade
 from aggregator.tables import Base
-from cairn.errors import ConfigError, Unreachable
+from cairn.errors import ConfigError, StorageFull, Unreachable
 
 FILE: Final = "database.sqlite"
 _PATIENCE_S: Final = 60.0
@@ -25,14 +27,18 @@ _ROWS: Final = 200  # in memory; a row of masked words' messages can be large
 def snapshot(url: str, folder: Path) -> Path:
     """Write one committed state of the database into a file while others read and write; returns the file.
 
-    Raises ConfigError, Unreachable.
+    Raises ConfigError, StorageFull, Unreachable.
     """
     target = folder / FILE
     if _is_sqlite(url):
         source = Path(sqlalchemy.make_url(url).database or "")
         if not source.is_file():
             raise ConfigError(f"there is no database {source}")
-        with closing(sqlite3.connect(source, timeout=_PATIENCE_S)) as live, closing(sqlite3.connect(target)) as copy:
+        with (
+            _copying(),
+            closing(sqlite3.connect(source, timeout=_PATIENCE_S)) as live,
+            closing(sqlite3.connect(target)) as copy,
+        ):
             live.backup(copy)  # all pages in one reading transaction: writers go on, and are not in it
     else:
         if revision(url) != newest_revision():
@@ -41,12 +47,21 @@ def snapshot(url: str, folder: Path) -> Path:
                 "with the version that serves"
             )
         _copy(url, f"sqlite:///{target}")
-    with closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+    with _copying(), closing(sqlite3.connect(target)) as copy:
         found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    _one_file(target)
     if found != "ok":
         raise ConfigError(f"the database is damaged ({str(found)[:120]}); restore it from an earlier backup")
     return target
+
+
+def needed_of(file: Path) -> frozenset[str]:
+    """Give the digests of blobs that a snapshot cannot do without; what the live database says has moved on."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{file}", hide_parameters=True)  # as one file, without a log beside it
+    try:
+        return needed(engine)
+    finally:
+        engine.dispose()
 
 
 def check_empty(url: str) -> None:
@@ -70,8 +85,7 @@ def load(url: str, file: Path) -> None:
     finally:
         engine.dispose()
     if _is_sqlite(url):
-        with closing(sqlite3.connect(file)) as copy:
-            copy.execute("PRAGMA journal_mode=DELETE")
+        _one_file(file)
         file.replace(sqlalchemy.make_url(url).database or "")
     else:
         _copy(f"sqlite:///{file}", url)
@@ -81,6 +95,22 @@ def revision(url: str) -> str:
     """Say which revision of the schema a database has. Raises ConfigError, Unreachable."""
     query = text("SELECT max(version_num) FROM alembic_version")
     return str(_ask(url, lambda connection: connection.execute(query).scalar_one()))
+
+
+def _one_file(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")  # without a log beside it
+
+
+@contextmanager
+def _copying() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and (code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE):
+            raise StorageFull("the database cannot be copied: the disk is full; make room and try again") from error
+        raise ConfigError(f"the database cannot be copied ({error}); see `cairn aggregator check`") from error
 
 
 def _is_sqlite(url: str) -> bool:
@@ -113,6 +143,9 @@ def _copy(source: str, target: str) -> None:
             if not _is_sqlite(target):
                 _count_on(copy)
     except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error):
+            with _copying():
+                raise error.orig from None
         raise ConfigError(f"the database's rows cannot be copied ({type(error.orig).__name__})") from error
     finally:
         reader.dispose()

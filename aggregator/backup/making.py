@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +27,6 @@ from typing import Final
 
 from aggregator import at_rest, audit_log
 from aggregator.backup import archive, databases
-from aggregator.backup.named import needed
 from aggregator.database import audit, open_database, writing
 from aggregator.intake.store import BlobStore, storage_full
 from aggregator.settings import FILE, AggregatorSettings
@@ -69,13 +68,16 @@ def make(folder: Path, settings: AggregatorSettings, out: Path, now: datetime, *
         revision = databases.revision(settings.database_url)
         runs = _hold(settings.runs, held / "runs", together=True)
         database = databases.snapshot(settings.database_url, held)
-        wanted = needed(engine) if blobs else frozenset()
+        wanted = databases.needed_of(database) if blobs else frozenset()
         if blobs and store.folder is not None:
             store = BlobStore(str(_hold(store.folder, held / "blobs", together=False)))
         sealed_by = at_rest.wrapped_by(settings)
+        small = list(_small_files(folder, settings))
+        odd = [(name, path) for name, path in small if not archive.is_name(name)]
+        small = [one for one in small if one not in odd]
         with storage_full("the backup cannot be written"), write_atomically(out, 0o600) as file:
             writer = archive.Writer(file)
-            for name, path in _small_files(folder, settings):
+            for name, path in small:
                 _add(writer, name, path)
             _add(writer, database.name, database)
             for path in sorted(runs.glob("*/**/*")):
@@ -107,7 +109,7 @@ def make(folder: Path, settings: AggregatorSettings, out: Path, now: datetime, *
         except BaseException:
             out.unlink()
             raise
-        warnings = _warnings(audit_log.verify(engine).broken, sealed_by)
+        warnings = _warnings(audit_log.verify(engine).broken, sealed_by, [path for _, path in odd])
         with writing(engine) as session:
             audit(session, now, "aggregator", "backup", settings.federation, size=out.stat().st_size)
     with write_atomically(settings.state_dir / LAST, 0o600) as note:
@@ -123,7 +125,7 @@ def last_made(settings: AggregatorSettings) -> float:
         return 0.0
 
 
-def _warnings(broken: int | None, sealed_by: tuple[str, ...]) -> tuple[str, ...]:
+def _warnings(broken: int | None, sealed_by: tuple[str, ...], odd: Sequence[Path]) -> tuple[str, ...]:
     said = ["whoever has this file can let anybody into the federation: it holds the CA's key; keep it locked away"]
     if sealed_by:
         said.append(
@@ -132,6 +134,7 @@ def _warnings(broken: int | None, sealed_by: tuple[str, ...]) -> tuple[str, ...]
         )
     if broken is not None:
         said.append(f"line {broken} of the audit does not follow from the one before: it was changed before the backup")
+    said += [f"{path} is not in it: Cairn makes no file of such a name; move it elsewhere" for path in odd]
     return tuple(said)
 
 

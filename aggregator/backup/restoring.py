@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -43,14 +43,23 @@ class Restored:
     warnings: tuple[str, ...]
 
 
-def restore(
-    backup: Path, folder: Path, now: datetime, *, database: str | None = None, blobs: str | None = None
-) -> Restored:
+@dataclass(frozen=True)
+class Moved:
+    """Where a restored aggregator keeps what it did not keep there before; None: as the backup's settings say.
+
+    database       SQLAlchemy URL of an empty database of either kind; as it was before, SQLite is in the folder
+    database_file  a file that holds such a URL, with its password
+    blobs          fsspec URL; as it was before, a folder of blobs is in the folder
+    """
+
+    database: str | None = None
+    database_file: Path | None = None
+    blobs: str | None = None
+
+
+def restore(backup: Path, folder: Path, now: datetime, moved: Moved = Moved()) -> Restored:
     """Check a backup, then make the aggregator of it in an empty folder.
 
-    database  SQLAlchemy URL of an empty database of either kind; None: that of the backup's settings, for SQLite in
-              the folder
-    blobs     fsspec URL; None: that of the backup's settings, for a folder in the folder
     Raises ConfigError when there is something already, ChecksumMismatch when the backup was changed, StorageFull.
     """
     about = archive.read(backup)
@@ -59,7 +68,7 @@ def restore(
     with storage_full("the backup cannot be put back"), _all_or_nothing(folder):
         folder.chmod(0o700)
         coming.mkdir(mode=0o700)
-        settings = _settings(backup, coming, folder, database, blobs)
+        settings = _settings(backup, coming, folder, moved)
         databases.check_empty(settings.database_url)
         store = BlobStore(settings.blobs_url)
         _unpack(backup, coming, folder, settings, store)
@@ -92,7 +101,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
         raise
 
 
-def _settings(backup: Path, coming: Path, folder: Path, database: str | None, blobs: str | None) -> AggregatorSettings:
+def _settings(backup: Path, coming: Path, folder: Path, moved: Moved) -> AggregatorSettings:
     """Take the settings out of the backup, with all places inside the folder, and read them as `serve` will."""
 
     def take(name: str, file: archive.Hashed) -> None:
@@ -103,13 +112,14 @@ def _settings(backup: Path, coming: Path, folder: Path, database: str | None, bl
     values: dict[str, Any] = tomllib.loads((coming / FILE).read_text(encoding="utf-8"))
     for key in _PLACES:
         values.pop(key, None)
-    if database or str(values.get("database", "")).startswith("sqlite"):
+    elsewhere = moved.database or moved.database_file
+    if elsewhere or str(values.get("database", "")).startswith("sqlite"):
         values.pop("database", None)
-    if database:
+    if elsewhere:
         values.pop("database_file", None)
-    if blobs or "://" not in str(values.get("blobs", "")) or str(values["blobs"]).startswith("file:"):
+    if moved.blobs or "://" not in str(values.get("blobs", "")) or str(values["blobs"]).startswith("file:"):
         values.pop("blobs", None)
-    values |= {key: value for key, value in (("database", database), ("blobs", blobs)) if value}
+    values |= {key: str(value) for key, value in asdict(moved).items() if value}
     text = f"# Restored from a backup; every key is explained in docs/OPERATING.md.\n{tomli_w.dumps(values)}"
     (coming / FILE).write_text(text, encoding="utf-8")
     (coming / FILE).chmod(0o600)

@@ -110,12 +110,12 @@ class BlobStore:
             yield cast("BinaryIO", file), size
 
     def put_raw(self, source: Path, digest: str) -> None:
-        """Move a file into the store as it is, as `open_raw` gave it. Raises StorageFull."""
+        """Move a file into the store as it is, as `open_raw` gave it. Raises StorageFull.
+
+        In the place of one of its name: that may be damaged, or sealed by a key that is gone.
+        """
         with storage_full("the aggregator cannot store a blob"):
-            if self.has(digest):
-                source.unlink()
-            else:
-                self._move(source, digest)
+            self._move(source, digest)
 
     def seal_old(self) -> int:
         """Seal the blobs that were put in plain before there was a key; returns their number. Raises StorageFull."""

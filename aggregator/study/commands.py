@@ -106,7 +106,7 @@ def list_studies(profile: ProfileOption, *, as_json: JsonOption = False) -> None
     for study in found:
         created = f"{study.created.ToDatetime():%Y-%m-%d %H:%M}"
         table.add_row(study.name, study.state, str(study.window), created, study.message)
-    Console().print(table)
+    Console().print(table, markup=False)
 
 
 @app.command()

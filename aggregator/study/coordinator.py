@@ -22,6 +22,7 @@ from aggregator.masking.sums import Sums, Wanted
 from aggregator.study import records, steps, studies
 from aggregator.study.board import Board
 from aggregator.study.claims import claim
+from aggregator.study.layout import LayOut, lay_out_apart
 from aggregator.telemetry import Metrics
 from cairn import codec, kernels
 from cairn.errors import CairnError, PlanError, StudyError
@@ -40,7 +41,7 @@ class Coordinator:
     """Advances studies; `turn` does one step of each, `start` keeps doing it in a thread.
 
     folder  on a disk of this machine, for files on their way into the store and for locks
-    backend of the kernels that recover keys
+    lay_out makes maps; in a process of its own, whose memory goes with it
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Coordinator:
         metrics: Metrics,
         sums: Sums,
         traces: Traces | None = None,
-        backend: kernels.Backend = "numba",
+        lay_out: LayOut = lay_out_apart,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -68,7 +69,7 @@ class Coordinator:
         self._metrics = metrics
         self._sums = sums
         self._traces = traces or Traces()
-        self._backend = backend
+        self._lay_out = lay_out
         self._failures: dict[str, tuple[int, datetime]] = {}  # of a study: how often in a row, and when to try again
         self._something = threading.Event()
         self._stopped = threading.Event()
@@ -211,11 +212,12 @@ class Coordinator:
             counts = self._counts(study.name, window)
             windows = [self._plan(study.name, "counts", number) for number in range(window + 1)]
             tallies = sum(_tallies(one) for one in windows)
-            return partial(steps.recover, spec, published, counts, kernels.load(self._backend), tallies)
+            # Not the compiled kernels: here they save less time than it takes to load them, and 130 MB stay with them.
+            return partial(steps.recover, spec, published, counts, kernels.load("numpy"), tallies)
         recovery = self._plan(study.name, "recovery", window)
         published = codec.decode_plan(recovery.published)
         if study.state == "embedding":
-            return partial(steps.embed, spec, published, self._merged(recovery), _tallies(recovery))
+            return partial(steps.embed, spec, published, self._merged(recovery), _tallies(recovery), self._lay_out)
         if study.state == "awaiting_approval" and spec.auto_approve:
             with self._store.open(known["heavy_hitters_digest"]) as file:
                 return partial(steps.approve, published, known, file.read(), {})

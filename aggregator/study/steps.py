@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregator.study import embedding, recovery, results, studies
+from aggregator.study.layout import Asked, LayOut
 from aggregator.study.noise import promised, table_noise, threshold
 from cairn import codec, moments
 from cairn.errors import PlanError, StudyError
@@ -101,11 +102,12 @@ def recover(spec: StudySpec, plan: Plan, tables: Tables, kernels: Kernels, talli
     return Outcome("computed", studies.recovery_plan(plan, found.keys), said)
 
 
-def embed(spec: StudySpec, plan: Plan, tables: Tables, tallies: int) -> Outcome:
+def embed(spec: StudySpec, plan: Plan, tables: Tables, tallies: int, lay_out: LayOut) -> Outcome:
     """Choose the heavy hitters by their exact (or noisy) counts and make their map.
 
     plan     the recovery plan
     tallies  that were merged
+    lay_out  see `layout`
     """
     assert isinstance(plan.stage, RecoveryPlan)  # the caller took it from the recovery stage
     quantiser, noise = plan.stage.quantiser, table_noise(plan, tallies)["count"]
@@ -114,11 +116,9 @@ def embed(spec: StudySpec, plan: Plan, tables: Tables, tallies: int) -> Outcome:
         quantiser.keyspace.decode(found.keys),
         found.counts,
         quantiser,
-        n_neighbors=spec.n_neighbors,
-        clusters=spec.clusters,
-        clustering=spec.clustering,
-        seed=spec.embedding_seed,
-        rules=spec.states,
+        Asked(spec.n_neighbors, spec.clusters, spec.clustering, spec.embedding_seed),
+        spec.states,
+        lay_out,
     )
     said = {
         "heavy_hitters": len(found.keys),

@@ -21,6 +21,7 @@ from aggregator.masking.sums import Sums
 from aggregator.study import records, studies
 from aggregator.study.board import Board
 from aggregator.study.coordinator import Coordinator
+from aggregator.study.layout import lay_out
 from aggregator.telemetry import make_log, make_metrics
 from cairn import codec, kernels
 from cairn.heavy import KeyCounter
@@ -135,7 +136,7 @@ class Federation:
             log=make_log(self.log),
             metrics=make_metrics(),
             sums=Sums(self.engine, self.store, self.folder / "spool", self.clock, lambda: None),
-            backend="numpy",
+            lay_out=lay_out,  # seconds cheaper than a process for each map, and bit for bit the same
         )
 
     def _count(self, _entered: Entered) -> None:

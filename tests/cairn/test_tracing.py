@@ -1,10 +1,13 @@
 """Traces, as a real collector on the wire gets them; nothing when none is named."""
 
+import json
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import StringIO
 
 import grpc
 import pytest
@@ -12,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from pydantic import ValidationError
 
 from cairn.errors import ConfigError, Revoked
+from cairn.logs import make_log
 from cairn.tracing import Telemetry, Traces, open_traces
 
 PLAN = bytes(range(1, 33))
@@ -48,7 +52,7 @@ def collector() -> Iterator[Collector]:
 
 def test_what_two_parties_do_for_a_plan_is_one_trace(collector: Collector) -> None:
     for service, name in (("cairn-edge", "north"), ("cairn-aggregator", "tissue")):
-        traces = open_traces(Telemetry(otlp=collector.address), service, name)
+        traces = open_traces(Telemetry(otlp=collector.address), service, name, make_log(StringIO(), quotes=False))
         with traces.span("merge", PLAN, study="map", window=0, plan=PLAN.hex()):
             pass
         with pytest.raises(Revoked), traces.span("call", b"", site="north"):
@@ -65,8 +69,24 @@ def test_what_two_parties_do_for_a_plan_is_one_trace(collector: Collector) -> No
     assert names == {"cairn.study", "cairn.window", "cairn.plan"}
 
 
+def test_a_collector_that_is_away_is_a_line_of_the_services_log(capfd: pytest.CaptureFixture[str]) -> None:
+    written = StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    traces = open_traces(
+        Telemetry(otlp=f"http://127.0.0.1:{port}"), "cairn-edge", "north", make_log(written, quotes=False)
+    )
+    with traces.span("count", PLAN):
+        pass
+    traces.stop()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [(line["event"], line["level"]) for line in lines][:1] == [("traces", "warning")]
+    assert "UNAVAILABLE" in lines[0]["said"]
+    assert "UNAVAILABLE" not in capfd.readouterr().err
+
+
 def test_without_a_collector_a_span_is_nothing_and_passes_on_what_is_raised() -> None:
-    assert open_traces(Telemetry(), "cairn-edge", "north") == Traces()
+    assert open_traces(Telemetry(), "cairn-edge", "north", make_log(StringIO(), quotes=False)) == Traces()
     with pytest.raises(ValueError, match="as it was"), Traces().span("count", PLAN, plan="x"):
         raise ValueError("as it was")
 
@@ -74,7 +94,7 @@ def test_without_a_collector_a_span_is_nothing_and_passes_on_what_is_raised() ->
 def test_a_collector_without_the_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"cairn-federation\[otel\]"):
-        open_traces(Telemetry(otlp="http://127.0.0.1:4317"), "cairn-edge", "north")
+        open_traces(Telemetry(otlp="http://127.0.0.1:4317"), "cairn-edge", "north", make_log(StringIO(), quotes=False))
 
 
 @pytest.mark.parametrize("address", ["collector", "http://collector", "grpc://collector:4317", "http://a b:1"])

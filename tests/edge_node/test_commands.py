@@ -197,6 +197,13 @@ def test_check_names_every_fault_and_ends_with_one(folder):
     assert any("good0.ome.tif" in remark for remark in report["remarks"])
 
 
+def test_what_stands_in_brackets_is_printed_as_it_is(folder):
+    (folder / "images" / "slide[1].ome.tif").write_bytes(b"not an image")
+    said = cairn("check", "--config", folder / "site.toml").stdout
+    assert "there is no [training] in site.toml" in said
+    assert "slide[1].ome.tif" in said
+
+
 def test_check_says_when_the_aggregator_does_not_answer_or_the_certificate_is_over(folder, middle):
     middle.enrol(folder / "state" / "identity")
     middle.stop()

@@ -78,6 +78,18 @@ def test_only_this_machine_itself_may_look(tmp_path, address):
         load_settings(write(tmp_path, MINIMAL + f'[local]\npage = "{address}"\n'))
 
 
+@pytest.mark.parametrize("port", ["0", "8080", "59999", "60000", "65535"])
+def test_in_a_container_the_page_takes_every_port(tmp_path, port):
+    settings = load_settings(write(tmp_path, MINIMAL + f'[local]\nin_container = true\npage = "0.0.0.0:{port}"\n'))
+    assert settings.local.page == f"0.0.0.0:{port}"
+
+
+@pytest.mark.parametrize("port", ["65536", "99999"])
+def test_a_port_that_there_is_not_is_refused_in_a_container_too(tmp_path, port):
+    with pytest.raises(ConfigError, match=r"local\.page"):
+        load_settings(write(tmp_path, MINIMAL + f'[local]\nin_container = true\npage = "0.0.0.0:{port}"\n'))
+
+
 def test_an_unknown_setting_names_the_nearest_known_one(tmp_path):
     with pytest.raises(ConfigError, match=r"images\.folder"):
         load_settings(write(tmp_path, MINIMAL.replace("folder", "foldr")))

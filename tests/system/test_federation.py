@@ -42,6 +42,14 @@ def test_every_site_is_in_the_ledger_once(finished: Observed, stage: str) -> Non
     assert sorted(upload.site for upload in finished.uploads(fingerprint)) == ["site-1", "site-2", "site-3"]
 
 
+def test_an_aggregator_that_has_made_a_map_keeps_nothing_of_what_laid_it_out(finished: Observed) -> None:
+    about = Path("/proc") / str(finished.running.aggregator.process.pid)
+    mapped = (about / "maps").read_text()
+    assert not [name for name in ("llvmlite", "numba", "sklearn") if name in mapped]
+    [resident] = [line for line in (about / "status").read_text().splitlines() if line.startswith("VmRSS")]
+    assert int(resident.split()[1]) < 400_000  # kB
+
+
 def test_every_image_has_a_label_image_of_its_size_at_its_own_site(finished: Observed) -> None:
     for hand in finished.hands:
         labels = finished.running.site_folder(hand.site) / "labels" / "small"

@@ -1,12 +1,14 @@
 """Backups: whole, checked, refused where they would overwrite, and the same on both databases."""
 
 import hashlib
+import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from typer.testing import CliRunner
 
 from aggregator import database, tables
 from aggregator.audit_log import verify
@@ -14,10 +16,13 @@ from aggregator.backup import archive, databases
 from aggregator.backup.making import last_made, make
 from aggregator.backup.named import needed
 from aggregator.backup.restoring import restore
+from aggregator.commands import app
 from aggregator.intake.store import BlobStore
 from aggregator.members.initialise import initialise
 from aggregator.settings import load_settings
-from cairn.errors import ChecksumMismatch, ConfigError, StudyError
+from cairn.errors import ChecksumMismatch, ConfigError, StorageFull, StudyError
+from cairn.files import remove_folder
+from tests.system.small_disk import small_disk
 
 NOW = datetime(2026, 11, 21, 20, 0, tzinfo=UTC)
 PLAN = "ab" * 32
@@ -160,11 +165,81 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         archive.read(tmp_path / "b.tar")
 
 
-def test_a_run_that_is_deleted_while_it_is_held_leaves_no_half_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_backup_follows_the_database_that_is_in_it_and_not_the_one_that_has_moved_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load_settings(folder / "aggregator.toml")
-    for place in ("round-000001", ".round-000002.part"):
+    engine, store = database.open_database(settings.database_url), BlobStore(settings.blobs_url)
+    digest = send(engine, store, tmp_path, 1)
+    snapshot = databases.snapshot
+
+    def and_then_the_plan_is_done(url: str, place: Path) -> Path:
+        made = snapshot(url, place)
+        with database.writing(engine) as rows:
+            rows.get_one(tables.Plan, PLAN).state = "done"
+        store.drop(digest)
+        return made
+
+    monkeypatch.setattr(databases, "snapshot", and_then_the_plan_is_done)
+    with pytest.raises(StudyError, match="the store lacks 1 blobs"):
+        make(folder, settings, tmp_path / "b.tar", NOW)
+    engine.dispose()
+
+
+def test_a_file_of_an_odd_name_beside_the_keys_is_left_out_and_said(folder: Path, tmp_path: Path) -> None:
+    odd = folder / "pki" / "ca (copy).key"
+    odd.write_text("x")
+    made = make(folder, load_settings(folder / "aggregator.toml"), tmp_path / "b.tar", NOW)
+    assert any(str(odd) in sentence and "not in it" in sentence for sentence in made.warnings)
+    assert "pki/ca.key" in archive.read(tmp_path / "b.tar").files
+
+
+def test_a_disk_that_is_full_ends_a_backup_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    settings = load_settings(folder / "aggregator.toml")
+    with database.writing(engine := database.open_database(settings.database_url)) as rows:
+        database.audit(rows, NOW, "a", "b", "c", much="x" * 2_000_000)
+    engine.dispose()
+    with small_disk(folder, "12m"):
+        with (folder / "filler").open("wb") as file:
+            file.write(bytes(shutil.disk_usage(folder).free - 1_000_000))
+        with pytest.raises(StorageFull, match="disk is full"):
+            make(folder, settings, tmp_path / "b.tar", NOW)
+        assert not list(folder.glob(".backup-*"))
+
+
+def test_a_password_stands_in_a_file_and_not_on_a_command_line(folder: Path, tmp_path: Path) -> None:
+    out, other, secret = tmp_path / "b.tar", tmp_path / "other", tmp_path / "url"
+    make(folder, load_settings(folder / "aggregator.toml"), out, NOW)
+    for command in (["restore", str(out)], ["init", "--federation", "tissue", "--address", "127.0.0.1"]):
+        done = CliRunner().invoke(
+            app, [*command, "--dir", str(other), "--database", "postgresql+psycopg://cairn:hush@127.0.0.1/cairn"]
+        )
+        assert done.exit_code
+        assert isinstance(done.exception, ConfigError)
+        assert "--database-file" in str(done.exception)
+        assert "hush" not in str(done.exception)
+        assert not other.exists()
+    secret.write_text(f"sqlite:///{tmp_path / 'moved.sqlite'}\n")
+    done = CliRunner().invoke(app, ["restore", str(out), "--dir", str(other), "--database-file", str(secret)])
+    assert done.exit_code == 0, done.output
+    settings = load_settings(other / "aggregator.toml")
+    assert settings.database_file == secret
+    assert (tmp_path / "moved.sqlite").is_file()
+    assert "moved.sqlite" not in (other / "aggregator.toml").read_text()
+
+
+def test_a_checkpoint_that_is_being_written_or_deleted_is_not_in_a_backup(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(folder / "aggregator.toml")
+    for place in ("round-000001", "round-000002", ".round-000003.part"):
         (settings.runs / "a-run" / place).mkdir(parents=True)
         (settings.runs / "a-run" / place / "state.json").write_text("{}")
+    seen = []
+    monkeypatch.setattr(shutil, "rmtree", lambda place, **_: seen.append(place))  # cut off before the first file
+    remove_folder(settings.runs / "a-run" / "round-000002")
+    monkeypatch.undo()
+    assert [place.is_dir() for place in seen] == [True]
     make(folder, settings, tmp_path / "b.tar", NOW)
     files = archive.read(tmp_path / "b.tar").files
     assert [name for name in files if name.startswith("state/runs")] == ["state/runs/a-run/round-000001/state.json"]

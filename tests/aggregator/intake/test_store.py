@@ -50,6 +50,14 @@ def read(blobs: BlobStore, digest: str) -> bytes:
         return file.read()
 
 
+def test_a_blob_from_a_backup_takes_the_place_of_a_damaged_one(blobs: BlobStore, tmp_path: Path) -> None:
+    digest = write(tmp_path / "f", b"whole")
+    for content in (b"who", b"whole"):
+        (tmp_path / "f").write_bytes(content)
+        blobs.put_raw(tmp_path / "f", digest)
+    assert read(blobs, digest) == b"whole"
+
+
 def test_a_blob_comes_back_as_it_was_put(blobs: BlobStore, tmp_path: Path) -> None:
     data = os.urandom(6 << 20)  # over S3's least part, so that it goes in several
     digest = write(tmp_path / "f", data)

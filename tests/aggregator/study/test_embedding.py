@@ -1,10 +1,22 @@
 """The map of the heavy hitters."""
 
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aggregator.study.embedding import by_mass, cluster, embed, make_map, name_states, profiles
+from aggregator.study import layout
+from aggregator.study.embedding import by_mass, make_map, name_states, profiles
+from aggregator.study.layout import Asked, cluster, embed, lay_out, lay_out_apart
+from cairn.errors import CairnError
 from cairn.pixels import WEIGHT_ONE, PixelLevels, Quantiser
 
 BANDS = ("dapi", "keratin", "cd8", "cd20")
@@ -32,11 +44,9 @@ def test_planted_groups_become_clusters_named_by_their_markers(clustering: str) 
         digits,
         counts,
         quantiser(),
-        n_neighbors=15,
-        clusters=3,
-        clustering=clustering,  # type: ignore[arg-type]  # one of the two names
-        seed=3,
-        rules={"nucleus": ("dapi",), "tumour": ("keratin",), "immune": ("cd8", "cd20")},
+        Asked(15, 3, clustering, seed=3),  # type: ignore[arg-type]  # one of the two names
+        {"nucleus": ("dapi",), "tumour": ("keratin",), "immune": ("cd8", "cd20")},
+        lay_out,
     )
     # Numbered by mass, each cluster is one group, and the group's bright band gives its state.
     order = np.argsort([-counts[group == g].sum() for g in range(3)])
@@ -48,6 +58,47 @@ def test_planted_groups_become_clusters_named_by_their_markers(clustering: str) 
 def test_the_same_seed_gives_the_same_map_bit_for_bit() -> None:
     digits, _ = planted(np.random.default_rng(2))
     np.testing.assert_array_equal(embed(digits, 50, 7), embed(digits, 50, 7))
+
+
+@pytest.mark.parametrize("clustering", ["kmeans", "hdbscan"])
+def test_a_process_of_its_own_lays_out_the_same_bit_for_bit(clustering: Literal["kmeans", "hdbscan"]) -> None:
+    digits, _ = planted(np.random.default_rng(4))
+    asked = Asked(20, 3, clustering, seed=5)
+    for here, apart in zip(lay_out(digits, asked), lay_out_apart(digits, asked), strict=True):
+        assert here.dtype == apart.dtype
+        np.testing.assert_array_equal(here, apart)
+
+
+@pytest.mark.parametrize(
+    ("dies", "why"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "ended by signal 9, as when memory runs short"),
+        ("raise MemoryError('no room')", "ended with exit code 1 (MemoryError: no room)"),
+    ],
+)
+def test_a_layout_that_dies_is_one_sentence(
+    dies: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(dies)}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(layout.sys, "executable", str(program))
+    digits, _ = planted(np.random.default_rng(4))
+    with pytest.raises(
+        CairnError, match=re.escape(f"the map of {len(digits)} keys was not made: the process that lays it out {why}")
+    ):
+        lay_out_apart(digits, Asked(20, 3, "kmeans", seed=5))
+
+
+def test_a_layout_ends_with_the_process_that_asked_for_it() -> None:
+    order = json.dumps({"shape": [40_000, 8], "asked": asdict(Asked(50, 10, "kmeans", seed=0))})
+    digits = np.random.default_rng(0).integers(0, 22, (40_000, 8)).astype(np.uint8)  # minutes of work
+    command = [sys.executable, "-m", "aggregator.study.layout", order]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdin.write(digits.tobytes())
+        child.stdin.close()  # as the kernel does of a process that is killed
+        assert child.wait(60) == 1
+        assert child.stdout.read() == b""
 
 
 def test_another_seed_gives_another_map() -> None:
@@ -63,11 +114,9 @@ def test_fewer_keys_than_neighbours_or_clusters_still_make_a_map(keys: int, clus
         digits,
         np.ones(keys, np.int64),
         quantiser(),
-        n_neighbors=50,
-        clusters=10,
-        clustering=clustering,  # type: ignore[arg-type]  # one of the two names
-        seed=0,
-        rules={},
+        Asked(50, 10, clustering, seed=0),  # type: ignore[arg-type]  # one of the two names
+        {},
+        lay_out,
     )
     assert made.points.shape == (keys, 2)
     assert np.isfinite(made.points).all()
