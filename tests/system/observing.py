@@ -114,8 +114,8 @@ class Observed:
 
 
 def centrally(plan: Plan, sources: list[ImageSource]) -> Tables:
-    """What one machine with all the images would count."""
-    counter = Counter(plan.stage, kernels.load("numba"))
+    """What one machine with all the images would count, by the kernels that define it."""
+    counter = Counter(plan.stage, kernels.load("numpy"))
     quantised = getattr(plan.stage, "quantiser", plan.stage)
     for source in sources:
         with counter.image(), open_image(source) as image:

@@ -18,6 +18,7 @@ from tests.system.observing import Observed, assert_same, centrally, study_of
 
 pytestmark = pytest.mark.slow
 FORMER = "4c9f4e36d9a4f5588ef11b245ab0dbd875f93351"  # 0.1.0, by its changelog
+FEW = 4  # heavy hitters: the map of so few needs no UMAP, which takes seconds to import
 STAGES = ("moments", "ranges", "counts", "recovery", "codebook")
 
 
@@ -61,7 +62,7 @@ def test_a_study_outlives_the_upgrade_of_its_aggregator_and_then_of_its_sites(
         running.join(hands[1], former)
         running.join(hands[2])  # of this version, at the former one's aggregator
         seen = Observed(running, hands)
-        seen.create(study_of(tissue))
+        seen.create(study_of(tissue, top_k=FEW))
         seen.wait_until("small", lambda state: state not in {"moments"})
         assert versions(seen) == {"site-1": "0.1.0", "site-2": "0.1.0", "site-3": __version__}
         assert running.aggregator.stop() == 0
