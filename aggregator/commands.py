@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -252,17 +251,17 @@ def sites(profile: ProfileOption, *, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json({"sites": [_as_dict(site) for site in found]})
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("name", "role", "state", "connected", "last seen (UTC)", "version", "bytes", "works on", "problem"):
-        # A name that is cut off names nobody.
-        table.add_column(title, overflow="fold", no_wrap=title in {"name", "role", "state", "version", "bytes"})
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for title in ("name", "role", "state", "here", "last seen (UTC)", "version", "bytes", "works on", "problem"):
+        # A name that is cut off names nobody; on a narrow screen the last two are what is broken.
+        table.add_column(title, overflow="fold", no_wrap=title not in {"works on", "problem"})
     for site in found:
         table.add_row(
             site.name,
             site.role,
             site.state,
             "yes" if site.connected else "no",
-            _time(site.last_seen) if site.HasField("last_seen") else "never",
+            f"{site.last_seen.ToDatetime():%Y-%m-%d %H:%M}" if site.HasField("last_seen") else "never",
             site.version,
             f"{site.bytes_received:,}",
             site.working_on,
@@ -325,10 +324,6 @@ def _as_dict(site: operations_pb2.Site) -> dict[str, Any]:
         "pixels_total": site.pixels_total,
         "problems": list(site.problems),
     }
-
-
-def _time(moment: Timestamp) -> str:
-    return f"{moment.ToDatetime():%Y-%m-%d %H:%M:%S}"
 
 
 def _print_json(value: dict[str, Any]) -> None:

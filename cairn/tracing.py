@@ -21,6 +21,7 @@ from cairn.errors import ConfigError
 Log = structlog.typing.FilteringBoundLogger
 TRACE, SPAN = 16, 8  # bytes of their ids
 STOP_MS: Final = 2000
+SAID_EVERY_S: Final = 60.0  # at most: without a collector every batch of spans would say so
 SAID: Final = 300  # characters of what OpenTelemetry says that the log quotes
 
 
@@ -81,8 +82,12 @@ class _IntoLog(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._last = -SAID_EVERY_S
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.created - self._last < SAID_EVERY_S:
+            return
+        self._last = record.created
         self._log.warning("traces", said=record.getMessage()[:SAID], source=record.name)
 
 

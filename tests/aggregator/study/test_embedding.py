@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -60,10 +59,9 @@ def test_the_same_seed_gives_the_same_map_bit_for_bit() -> None:
     np.testing.assert_array_equal(embed(digits, 50, 7), embed(digits, 50, 7))
 
 
-@pytest.mark.parametrize("clustering", ["kmeans", "hdbscan"])
-def test_a_process_of_its_own_lays_out_the_same_bit_for_bit(clustering: Literal["kmeans", "hdbscan"]) -> None:
+def test_a_process_of_its_own_lays_out_the_same_bit_for_bit() -> None:
     digits, _ = planted(np.random.default_rng(4))
-    asked = Asked(20, 3, clustering, seed=5)
+    asked = Asked(20, 3, "hdbscan", seed=5)
     for here, apart in zip(lay_out(digits, asked), lay_out_apart(digits, asked), strict=True):
         assert here.dtype == apart.dtype
         np.testing.assert_array_equal(here, apart)
