@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cairn import __version__
-from cairn.errors import CairnError
+from cairn.errors import CairnError, ConfigError
 
 GROUP = "cairn.commands"
 
@@ -17,6 +17,7 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
     """Assemble `cairn` from the entry points of the installed programs (an edge image has only `edge`).
 
     arguments  of the command line; only the program that they name is imported, all of them for the help text
+    Raises ConfigError when it needs packages of an extra that is not installed.
     """
     app = typer.Typer(
         no_args_is_help=True,
@@ -37,7 +38,16 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
     points = {point.name: point for point in entry_points(group=GROUP)}
     named = next((argument for argument in arguments if argument in points), None)
     for name in [named] if named else sorted(points):
-        app.add_typer(points[name].load(), name=name)
+        try:
+            program = points[name].load()
+        except ModuleNotFoundError as error:
+            if not named:  # the help text lists what can be run here
+                continue
+            raise ConfigError(
+                f"cairn {name} needs the package {error.name}, which is not installed; install "
+                f"cairn-federation[{'deploy' if name == 'deploy' else 'train'}]"
+            ) from error
+        app.add_typer(program, name=name)
     return app
 
 
