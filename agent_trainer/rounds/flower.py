@@ -7,7 +7,7 @@ compared by digest and never unpacked, so that no code travels.
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -94,14 +94,18 @@ class TokenHeader:
         return call_next(context)
 
 
-def retries() -> RetryInvoker:
-    """Try again for a while what failed for want of a connection."""
+def retries(came_back: Callable[[], None] = lambda: None) -> RetryInvoker:
+    """Try again for a while what failed for want of a connection.
+
+    came_back  called when a call has come through that had failed before
+    """
     # Flower's own never gives up, and on 401 it interrupts the process.
     return RetryInvoker(
         lambda: exponential(base_delay=0.1, max_delay=2),
         (httpx.TransportError, httpx.HTTPStatusError),
         max_tries=None,
         max_time=PATIENCE_S,
+        on_success=lambda state: came_back() if state.tries > 1 else None,
         should_giveup=lambda error: isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 502,
     )
 

@@ -164,6 +164,8 @@ class Federation:
         self.start_middle()
         for site in self.sites.values():
             site.start()
+        for name in self.sites:  # a run that begins with one site alone does not ask a second that comes later
+            until(f"SuperLink knows {name}", lambda name=name: "SuperNode ID:" in self.said(f"{name}-node"))
         return self
 
     def start_link(self) -> None:
