@@ -3,14 +3,15 @@
     python -m benchmarks privacy                              prints the figures
     python -m benchmarks.privacy docs/pictures/privacy.png    draws them too
 
-Three sites hold 1,200 simulated images together. The quantiser is the exact study's, so that keys can be compared; the
-counts and their verification have the noise of their stages in a study of that ε. All of a unit's clipping is on.
+Three sites hold 1,200 simulated images together, four of each patient; real images are in `benchmarks.privacy_real`.
+The quantiser is the exact study's, so that keys can be compared; the counts and their verification have the noise of
+their stages in a study of that ε. All of a unit's clipping is on.
 """
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,41 @@ from edge_node.privacy.units import UnitCounter
 
 NUMBA = kernels.load("numba")
 SITES, IMAGES, SIDE, TOP = 3, 1200, 40, 200
+PER_PATIENT = 4  # images, which follow one another
 EPSILONS = (1.0, 4.0, 16.0)
 SEEDS = (1, 2, 3)  # of the embedding, for how far two maps of the same counts agree
-CLIP = {"pixel": 1, "image": 20}
+CLIP = {"pixel": 1, "image": 20, "patient": 40}
 Levels = npt.NDArray[np.uint16]
-KEPT: dict[Any, Tables] = {}  # counts, which are the same for every ε
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images and a study of them.
+
+    spec        the exact study
+    sites       the images of each
+    clip        of each unit that is tried
+    together    images that follow one another and are one patient's
+    kept        counts, which are the same for every ε
+    """
+
+    name: str
+    spec: StudySpec
+    sites: Sequence[Sequence[Levels]]
+    clip: Mapping[str, int]
+    brightest: int
+    together: int = 1
+    kept: dict[Any, Tables] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Levels]:
+        """All images, site by site."""
+        return [image for site in self.sites for image in site]
+
+    def promise(self, unit: str, epsilon: float) -> StudySpec:
+        """Return the same study with a promise."""
+        terms = {"unit": unit, "epsilon": epsilon, "delta": 1e-6, "clip": self.clip[unit], "brightest": self.brightest}
+        return self.spec.model_copy(update={"privacy": StudyPrivacy.model_validate(terms)})
 
 
 @dataclass(frozen=True)
@@ -58,46 +89,37 @@ class Found:
 def run() -> Iterator[dict[str, Any]]:
     """Measure the curve for each unit, then what can be read back of one site's tally."""
     images = simulated()
-    spec = wanted(None)
-    quantiser_plan = fitted(spec, images)
-    truth, exact_map = exact_study(spec, quantiser_plan, images)
-    for seed in SEEDS:
-        rand = other_seed(spec, quantiser_plan, truth, exact_map, seed)
-        name = f"privacy/exact/seed_{seed}/rand"
-        yield {"name": name, "value": rand, "unit": "index", "ratio": rand, "against": "seed_0"}
-    for unit in CLIP:
+    ordered = [image for n in range(IMAGES // PER_PATIENT) for image in images[n :: IMAGES // PER_PATIENT]]
+    third = IMAGES // SITES
+    case = Case("simulated", wanted(), [ordered[n * third :][:third] for n in range(SITES)], CLIP, 3000, PER_PATIENT)
+    counts = yield from curve(case)
+    yield from read_back(case, counts, case.sites[0])
+
+
+def curve(case: Case, seeds: Sequence[int] = SEEDS) -> Generator[dict[str, Any], None, Plan]:
+    """Measure recall, mass and clusters against ε for each of a case's units; returns the exact study's counts plan."""
+    name = "privacy" if case.name == "simulated" else f"privacy_{case.name}"
+    plan = fitted(case)
+    truth, exact_map = exact_study(case, plan)
+    top = case.spec.top_k
+    yield {"name": f"{name}/exact/keys", "value": len(truth.keys), "unit": "keys", "ratio": None, "against": None}
+    yield {"name": f"{name}/exact/mass", "value": truth.mass(top), "unit": "share", "ratio": None, "against": None}
+    for seed in seeds:
+        rand = other_seed(case, plan, truth, exact_map, seed)
+        line = f"{name}/exact/seed_{seed}/rand"
+        yield {"name": line, "value": rand, "unit": "index", "ratio": rand, "against": "seed_0"}
+    for unit in case.clip:
         for epsilon in EPSILONS:
-            found = private_study(unit, epsilon, quantiser_plan, images, truth, exact_map)
-            name = f"privacy/{unit}/{epsilon:g}"
-            yield {
-                "name": f"{name}/recall",
-                "value": found.recall,
-                "unit": "share",
-                "ratio": found.recall,
-                "against": "exact",
-            }
-            yield {
-                "name": f"{name}/mass",
-                "value": found.mass,
-                "unit": "share",
-                "ratio": found.mass / truth.mass(TOP),
-                "against": "exact",
-            }
-            yield {
-                "name": f"{name}/rand",
-                "value": found.rand,
-                "unit": "index",
-                "ratio": found.rand,
-                "against": "exact",
-            }
-            yield {
-                "name": f"{name}/shown",
-                "value": found.shown,
-                "unit": "keys",
-                "ratio": found.shown / TOP,
-                "against": "exact",
-            }
-    yield from read_back(quantiser_plan, images[: IMAGES // SITES])
+            found = private_study(case, unit, epsilon, plan, truth, exact_map)
+            for what, value, measure, exact in (
+                ("recall", found.recall, "share", 1.0),
+                ("mass", found.mass, "share", truth.mass(top)),
+                ("rand", found.rand, "index", 1.0),
+                ("shown", found.shown, "keys", float(top)),
+            ):
+                line = f"{name}/{unit}/{epsilon:g}/{what}"
+                yield {"name": line, "value": value, "unit": measure, "ratio": value / exact, "against": "exact"}
+    return plan
 
 
 def simulated(seed: int = 1) -> list[Levels]:
@@ -116,43 +138,37 @@ def simulated(seed: int = 1) -> list[Levels]:
     return made
 
 
-def wanted(privacy: StudyPrivacy | None) -> StudySpec:
+def wanted() -> StudySpec:
     """Return the study: 6 bands, 6 components in 16 bins (24 bits), one sketch of 9 x 50,000 over 20 dense bits."""
     return StudySpec(
         name="curve", bands=tuple("abcdef"), min_sites=SITES, dimensions=6, radix=16, depth=9, width=50_000,
-        top_k=TOP, clusters=8, n_neighbors=15, range_quantile=0.01, privacy=privacy,
+        top_k=TOP, clusters=8, n_neighbors=15, range_quantile=0.01,
     )  # fmt: skip
 
 
-def promise(unit: str, epsilon: float) -> StudySpec:
-    """Return the same study with a promise."""
-    return wanted(
-        StudyPrivacy.model_validate(
-            {"unit": unit, "epsilon": epsilon, "delta": 1e-6, "clip": CLIP[unit], "brightest": 3000}
-        )
-    )
-
-
-def counted(stage: PixelStage, images: list[Levels], plan: Plan | None = None) -> Tables:
+def counted(stage: PixelStage, images: Sequence[Levels], plan: Plan | None = None, together: int = 1) -> Tables:
     """Count images, unit by unit where the plan says so."""
     terms = plan.privacy if plan else None
     if terms is None or terms.unit == "pixel":
         counter = Counter(stage, NUMBA, 1, terms)
-        with counter.image():
-            counter.add([Tile(0, 0, 0, np.concatenate(images, axis=1))])
+        for image in images:
+            with counter.image():
+                counter.add([Tile(0, 0, 0, image)])
         return counter.tables()
-    units = UnitCounter(stage, NUMBA, terms, bytes(32))
-    for number, image in enumerate(images):
-        with units.unit(), units.image(str(number)):
-            units.add([Tile(0, 0, 0, image)])
+    units, size = UnitCounter(stage, NUMBA, terms, bytes(32)), together if terms.unit == "patient" else 1
+    for first in range(0, len(images), size):
+        with units.unit():
+            for number, image in enumerate(images[first : first + size], first):
+                with units.image(str(number)):
+                    units.add([Tile(0, 0, 0, image)])
     return units.tables()
 
 
-def fitted(spec: StudySpec, images: list[Levels]) -> Plan:
+def fitted(case: Case) -> Plan:
     """Return the exact study's counts plan."""
-    plan = studies.moments_plan(spec)
+    plan = studies.moments_plan(case.spec)
     while not isinstance(plan.stage, CountsPlan):
-        following = steps.after_merge(spec, plan, {}, counted(plan.stage, images)).plan  # type: ignore[arg-type]
+        following = steps.after_merge(case.spec, plan, {}, counted(plan.stage, case.images)).plan  # type: ignore[arg-type]
         assert following is not None
         plan = following
     return plan
@@ -176,14 +192,14 @@ class Truth:
         return np.where(self.keys[at] == keys, self.counts[at], 0)
 
 
-def exact_study(spec: StudySpec, plan: Plan, images: list[Levels]) -> tuple[Truth, dict[int, int]]:
+def exact_study(case: Case, plan: Plan) -> tuple[Truth, dict[int, int]]:
     """Return the true counts, and the cluster of each of the top keys."""
     assert isinstance(plan.stage, CountsPlan)
-    keys = np.concatenate([plan.stage.quantiser.keys(image.reshape(6, -1), NUMBA) for image in images])
+    keys = np.concatenate([plan.stage.quantiser.keys(image.reshape(len(image), -1), NUMBA) for image in case.images])
     names, counts = np.unique(keys[keys != BACKGROUND], return_counts=True)
     order = np.lexsort((names, -counts))
-    truth = Truth(names[order], counts[order])
-    return truth, clusters_of(spec, plan, truth.keys[:TOP], truth.counts[:TOP])
+    truth, top = Truth(names[order], counts[order]), case.spec.top_k
+    return truth, clusters_of(case.spec, plan, truth.keys[:top], truth.counts[:top])
 
 
 def clusters_of(
@@ -198,30 +214,27 @@ def clusters_of(
     return dict(zip(keys.tolist(), made.clusters.tolist(), strict=True))
 
 
-def other_seed(spec: StudySpec, plan: Plan, truth: Truth, exact_map: dict[int, int], seed: int) -> float:
+def other_seed(case: Case, plan: Plan, truth: Truth, exact_map: dict[int, int], seed: int) -> float:
     """Return the Rand index of the exact study's clusters and another seed's: what a noisy one can be held to."""
     from sklearn.metrics import adjusted_rand_score  # noqa: PLC0415 - seconds to import
 
-    ours = clusters_of(spec, plan, truth.keys[:TOP], truth.counts[:TOP], seed)
+    top = case.spec.top_k
+    ours = clusters_of(case.spec, plan, truth.keys[:top], truth.counts[:top], seed)
     return float(adjusted_rand_score([exact_map[key] for key in ours], list(ours.values())))
 
 
-def merged(spec: StudySpec, plan: Plan, images: list[Levels]) -> tuple[Plan, Tables]:
+def merged(case: Case, spec: StudySpec, plan: Plan) -> tuple[Plan, Tables]:
     """Let the sites count a plan, add their noise, and sum."""
     plan = studies.as_published(spec, plan)
-    assert plan.privacy is not None
+    terms = plan.privacy
+    assert terms is not None
     whole: Tables = {}
-    for site in range(SITES):
-        name = (
-            plan.privacy.unit,
-            site,
-            plan.stage.stage,
-            plan.privacy.epsilon if plan.stage.stage == "recovery" else 0,
-        )
-        if name not in KEPT:
-            KEPT[name] = counted(plan.stage, images[site::SITES], plan)  # type: ignore[arg-type]
-        exact = KEPT[name]
-        bits = np.random.Generator(np.random.PCG64([site, len(exact), int(plan.privacy.epsilon * 1000)]))
+    for site, images in enumerate(case.sites):
+        name = (terms.unit, site, plan.stage.stage, terms.epsilon if plan.stage.stage == "recovery" else 0)
+        if name not in case.kept:
+            case.kept[name] = counted(plan.stage, images, plan, case.together)  # type: ignore[arg-type]
+        exact = case.kept[name]
+        bits = np.random.Generator(np.random.PCG64([site, len(exact), int(terms.epsilon * 1000)]))
         found = noised(plan, Tally(bytes(32), exact), bits.bytes).tables
         if whole:
             add(whole, found)
@@ -231,38 +244,40 @@ def merged(spec: StudySpec, plan: Plan, images: list[Levels]) -> tuple[Plan, Tab
 
 
 def private_study(
-    unit: str, epsilon: float, counts: Plan, images: list[Levels], truth: Truth, exact_map: dict[int, int]
+    case: Case, unit: str, epsilon: float, counts: Plan, truth: Truth, exact_map: dict[int, int]
 ) -> Found:
     """Run the counts, the search, the verification and the map of one private study."""
     from sklearn.metrics import adjusted_rand_score  # noqa: PLC0415 - seconds to import
 
-    spec = promise(unit, epsilon)
+    spec, top, sites = case.promise(unit, epsilon), case.spec.top_k, len(case.sites)
     assert isinstance(counts.stage, CountsPlan)
-    plan, tables = merged(spec, counts, images)
+    plan, tables = merged(case, spec, counts)
     try:
-        noise = table_noise(plan, SITES)["dense"]
-        found = recovery.candidates(tables, counts.stage, TOP, NUMBA, 1, noise)
-        plan, tables = merged(spec, studies.recovery_plan(counts, found.keys), images)
+        noise = table_noise(plan, sites)["dense"]
+        found = recovery.candidates(tables, counts.stage, top, NUMBA, 1, noise)
+        plan, tables = merged(case, spec, studies.recovery_plan(counts, found.keys))
         assert isinstance(plan.stage, RecoveryPlan)
-        shown = recovery.verified(tables, plan.stage, TOP, 1, table_noise(plan, SITES)["count"])
+        shown = recovery.verified(tables, plan.stage, top, 1, table_noise(plan, sites)["count"])
     except StudyError:
         return Found(0, 0.0, 0.0, 0.0)
-    last = truth.counts[TOP - 1]
+    last = truth.counts[min(top, len(truth.counts)) - 1]
     real = truth.of(shown.keys)
+    if len(shown.keys) <= spec.n_neighbors:  # too few for a map
+        return Found(len(real), float((real >= last).sum()) / top, float(real.sum() / truth.counts.sum()), 0.0)
     ours = clusters_of(spec, counts, shown.keys, shown.counts)
     both = [key for key in ours if key in exact_map]
     rand = adjusted_rand_score([exact_map[key] for key in both], [ours[key] for key in both]) if len(both) > 1 else 0.0
-    return Found(len(real), float((real >= last).sum()) / TOP, float(real.sum() / truth.counts.sum()), float(rand))
+    return Found(len(real), float((real >= last).sum()) / top, float(real.sum() / truth.counts.sum()), float(rand))
 
 
-def read_back(counts: Plan, images: list[Levels]) -> Iterator[dict[str, Any]]:
+def read_back(case: Case, counts: Plan, images: Sequence[Levels]) -> Iterator[dict[str, Any]]:
     """Read one site's own tally as whoever holds the seeds can: the share of its exact counts that come out right."""
     stage = counts.stage
     assert isinstance(stage, CountsPlan)
-    keys = np.concatenate([stage.quantiser.keys(image.reshape(6, -1), NUMBA) for image in images])
+    keys = np.concatenate([stage.quantiser.keys(image.reshape(len(image), -1), NUMBA) for image in images])
     names, true = np.unique(keys[keys != BACKGROUND], return_counts=True)
-    spec = replace_promises()
-    for what, asked in spec.items():
+    asked_of = {"plain": case.spec, "pixel/8": case.promise("pixel", 8.0), "image/8": case.promise("image", 8.0)}
+    for what, asked in asked_of.items():
         plan = studies.as_published(asked, counts) if asked.privacy else counts
         tables = counted(stage, images, plan)
         if plan.privacy is not None:
@@ -274,12 +289,10 @@ def read_back(counts: Plan, images: list[Levels]) -> Iterator[dict[str, Any]]:
         yield {"name": f"privacy/read_back/{what}", "value": right, "unit": "share", "ratio": right, "against": "all"}
 
 
-def replace_promises() -> dict[str, StudySpec]:
-    """Name the tallies that are read: exact, and noised by the site alone."""
-    return {"plain": wanted(None), "pixel/8": promise("pixel", 8.0), "image/8": promise("image", 8.0)}
+COLOURS = {"pixel": "#2b6cb0", "image": "#c05621", "patient": "#2f855a"}
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def draw(lines: list[dict[str, Any]], path: Path, prefix: str = "privacy", top: int = TOP) -> None:
     """Draw the curves."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - seconds to import
 
@@ -287,21 +300,22 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True)
     titles = {
-        "recall": f"true top {TOP} that are shown",
+        "recall": f"true top {top:,} that are shown",
         "mass": "foreground pixels in what is shown",
         "rand": "clusters as in the exact study (Rand)",
     }
     for panel, (what, title) in zip(panels, titles.items(), strict=True):
-        for unit, colour in (("pixel", "#2b6cb0"), ("image", "#c05621")):
-            curve = [values[f"privacy/{unit}/{epsilon:g}/{what}"] for epsilon in EPSILONS]
-            panel.plot(EPSILONS, curve, "o-", color=colour, label=f"each {unit}")
+        for unit, colour in COLOURS.items():
+            if f"{prefix}/{unit}/1/{what}" in values:
+                points = [values[f"{prefix}/{unit}/{epsilon:g}/{what}"] for epsilon in EPSILONS]
+                panel.plot(EPSILONS, points, "o-", color=colour, label=f"each {unit}")
         panel.set_title(title, fontsize=10)
         panel.set_xscale("log", base=2)
         panel.set_xticks(EPSILONS, [f"{epsilon:g}" for epsilon in EPSILONS])
         panel.set_xlabel("ε of the whole study, δ = 10⁻⁶")
         panel.set_ylim(-0.03, 1.03)
         panel.grid(alpha=0.3)
-    again = sum(values[f"privacy/exact/seed_{seed}/rand"] for seed in SEEDS) / len(SEEDS)
+    again = float(np.mean([value for name, value in values.items() if name.startswith(f"{prefix}/exact/seed_")]))
     panels[2].axhline(again, color="#718096", linestyle="--", linewidth=1)
     panels[2].text(16, again + 0.02, "exact, another seed", fontsize=8, color="#718096", ha="right")
     panels[0].legend(title="protects", loc="lower right", fontsize=9)

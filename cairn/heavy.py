@@ -312,6 +312,8 @@ class _Search:
 
     def _expand(self, level: int, threshold: int) -> None:
         """Replace the prefixes that pass, less what noise may have cost them, by their children."""
+        if not self.budget[level]:
+            return
         keys, counts = self.open[level]
         passed = np.flatnonzero(counts >= threshold - 2 * self.noise[level])
         if len(passed) > self.budget[level]:

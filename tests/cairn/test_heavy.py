@@ -261,3 +261,9 @@ def test_nothing_wanted_is_nothing_found():
 def test_tables_of_another_plan_are_refused():
     with pytest.raises(PlanMismatch, match="table 'dense' of shape \\(1048576,\\) is needed"):
         recover(tables(SMALL, stream(10)), PAPER, 10, NUMBA)
+
+
+def test_where_all_keys_are_alike_a_search_ends_when_it_has_expanded_as_many_prefixes_as_it_may():
+    keys = np.random.default_rng(1).integers(0, SMALL.quantiser.keyspace.size, 100_000, np.uint64)
+    found = recover(defined(SMALL, keys), SMALL, 3, NUMPY)
+    assert len(found.keys) == 3

@@ -1,4 +1,7 @@
-"""`python -m tests.faults {plain,masked} FIRST LAST`: run these seeds' schedules, and print what happened as JSON."""
+"""`python -m tests.faults {plain,masked} FIRST LAST`: run these seeds' schedules, and print what happened as JSON.
+
+`python -m tests.faults full 1 1000`: one study for each write, which finds a full disk; ends behind the last write.
+"""
 
 import json
 import shutil
@@ -10,7 +13,7 @@ from edge_node import uplink
 from tests.faults import masked, plain
 from tests.faults.ground import Ground, in_memory
 
-WORLDS = {"plain": plain.run, "masked": masked.run}
+WORLDS = {"plain": plain.run, "masked": masked.run, "full": plain.run_full}
 
 
 def main() -> None:
@@ -22,7 +25,11 @@ def main() -> None:
     try:
         for seed in range(first, last):
             try:
-                total += WORLDS[kind](seed, ground) + Counter(schedules=1)
+                found = WORLDS[kind](seed, ground)
+                if kind == "full" and not found["full_disks"]:
+                    last = seed + 1
+                else:
+                    total += found + Counter(schedules=1)
             except BaseException:
                 sys.stderr.write(f"seed {seed}\n")
                 raise
@@ -30,6 +37,8 @@ def main() -> None:
                 so_far = {"kind": kind, **total, "cpu_seconds": round(time.process_time(), 1)}
                 sys.stdout.write(json.dumps(so_far) + "\n")
                 sys.stdout.flush()
+            if seed + 1 == last:
+                break
     finally:
         ground.close()
         shutil.rmtree(folder)

@@ -3,9 +3,12 @@
 import errno
 import os
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from sqlalchemy.exc import OperationalError
 
 EFFECTS = ("write", "fsync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "ftruncate")
 GROWS = {"write", "mkdir"}  # what a full disk refuses
@@ -23,11 +26,12 @@ class Disk:
     who   the process that runs now; "" outside of all
     kill  how likely each operation is the last one
     full  how likely a growing one finds no room
+    full_at  number of the one operation, of all growing ones and commits, that finds no room; -1: none
     """
 
     def __init__(self, rng: random.Random, kill: float, full: float) -> None:
         self.rng, self.kill, self.full = rng, kill, full
-        self.who = ""
+        self.who, self.full_at, self.grown = "", -1, 0
         self.dead: set[str] = set()
         self.kills = 0
         self.refusals = 0
@@ -47,6 +51,14 @@ class Disk:
             raise Killed
         if self.who and self.rng.random() < self.kill:
             self._die()
+        if self.who and self._without_room():
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    def _without_room(self) -> bool:
+        """Count an operation that needs room; tell whether it is the one that finds none."""
+        self.grown += 1
+        self.refusals += self.grown == self.full_at
+        return self.grown == self.full_at
 
     def _die(self) -> None:
         self.dead.add(self.who)
@@ -75,8 +87,8 @@ class Disk:
                 if name == "write":  # torn
                     real(arguments[0], bytes(arguments[1])[: self.rng.randrange(len(arguments[1]) + 1)])
                 self._die()
-            if name in GROWS and self.rng.random() < self.full:
-                self.refusals += 1
+            if name in GROWS and (self.rng.random() < self.full or self._without_room()):
+                self.refusals += self.grown != self.full_at
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*arguments, **named)
 

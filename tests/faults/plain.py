@@ -142,9 +142,20 @@ class World:
                 act()
         self.interleaved = 0.0
 
+    def go_straight(self) -> None:
+        """Do what a federation does in which nothing fails but the one write that finds no room."""
+        with self.disk.failing():
+            for _ in range(HEALED_TURNS):
+                for site in self.sites.values():
+                    site.turn()
+                self.turn()
+                if self.over():
+                    return
+
     def heal(self) -> None:
         """End all faults, and let everybody finish."""
         self.disk.kill = self.disk.full = self.faulty = 0.0
+        self.disk.full_at = -1
         for site in self.sites.values():
             site.restart()
         self.reopen()
@@ -302,6 +313,25 @@ def run(seed: int, ground: Ground, broken: Variant | None = None) -> Counter[str
     world = World(seed, ground, broken)
     try:
         world.break_things()
+        world.heal()
+        world.check()
+        return world.happened()
+    finally:
+        world.close()
+
+
+def run_full(number: int, ground: Ground) -> Counter[str]:
+    """Run one study of three sites in which just this write or commit finds a full disk; see `Disk.full_at`.
+
+    A number beyond the last write refuses none: then the count of refusals is 0. Raises AssertionError as `run`.
+    """
+    world = World(0, ground)
+    world.disk.kill = world.disk.full = world.faulty = 0.0
+    world.stages, world.disk.full_at = 1, number
+    for site in world.sites.values():
+        site.restart()
+    try:
+        world.go_straight()
         world.heal()
         world.check()
         return world.happened()
