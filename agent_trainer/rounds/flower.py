@@ -6,6 +6,7 @@ compared by digest and never unpacked, so that no code travels.
 
 import hashlib
 import io
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
-from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.retry import RetryInvoker, RetryState, exponential
 
 from agent_trainer.rounds import guard
 from cairn.errors import Unreachable
@@ -97,15 +98,27 @@ class TokenHeader:
 def retries(came_back: Callable[[], None] = lambda: None) -> RetryInvoker:
     """Try again for a while what failed for want of a connection.
 
-    came_back  called when a call has come through that had failed before
+    came_back  called when a call comes through after a refused connection: who serves was started anew
     """
+    refused = threading.Event()
+
+    def missed(state: RetryState) -> None:
+        if isinstance(state.exception, httpx.ConnectError):
+            refused.set()
+
+    def reached_again(_: RetryState) -> None:
+        if refused.is_set():
+            refused.clear()
+            came_back()
+
     # Flower's own never gives up, and on 401 it interrupts the process.
     return RetryInvoker(
         lambda: exponential(base_delay=0.1, max_delay=2),
         (httpx.TransportError, httpx.HTTPStatusError),
         max_tries=None,
         max_time=PATIENCE_S,
-        on_success=lambda state: came_back() if state.tries > 1 else None,
+        on_success=reached_again,
+        on_backoff=missed,
         should_giveup=lambda error: isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 502,
     )
 
