@@ -6,9 +6,8 @@ compared by digest and never unpacked, so that no code travels.
 
 import hashlib
 import io
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,7 +28,7 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
-from flwr.supercore.retry import RetryInvoker, RetryState, exponential
+from flwr.supercore.retry import RetryInvoker, exponential
 
 from agent_trainer.rounds import guard
 from cairn.errors import Unreachable
@@ -95,30 +94,14 @@ class TokenHeader:
         return call_next(context)
 
 
-def retries(came_back: Callable[[], None] = lambda: None) -> RetryInvoker:
-    """Try again for a while what failed for want of a connection.
-
-    came_back  called when a call comes through after a refused connection: who serves was started anew
-    """
-    refused = threading.Event()
-
-    def missed(state: RetryState) -> None:
-        if isinstance(state.exception, httpx.ConnectError):
-            refused.set()
-
-    def reached_again(_: RetryState) -> None:
-        if refused.is_set():
-            refused.clear()
-            came_back()
-
+def retries() -> RetryInvoker:
+    """Try again for a while what failed for want of a connection."""
     # Flower's own never gives up, and on 401 it interrupts the process.
     return RetryInvoker(
         lambda: exponential(base_delay=0.1, max_delay=2),
         (httpx.TransportError, httpx.HTTPStatusError),
         max_tries=None,
         max_time=PATIENCE_S,
-        on_success=reached_again,
-        on_backoff=missed,
         should_giveup=lambda error: isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 502,
     )
 

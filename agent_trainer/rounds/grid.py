@@ -26,12 +26,7 @@ class QuickGrid(HttpGrid):
 
     def __init__(self, link: Link, task: Task) -> None:
         super().__init__(link.address, link.ca_pem is None, link.ca_pem, token="-")  # noqa: S106 - the task has the client
-        self._client, self._task = task.client, task
-
-    @property
-    def breaks(self) -> int:
-        """How often SuperLink was away for a while: what it held then may be gone."""
-        return self._task.breaks
+        self._client = task.client
 
     def push_messages(self, messages: Iterable[Message]) -> Sequence[str]:
         """Send messages; return their identifiers, empty for one that was refused."""

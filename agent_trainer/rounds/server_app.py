@@ -31,10 +31,6 @@ LATE_S = 5.0  # for which a message outlives its round's deadline, so that a rep
 class Post(Protocol):
     """What a round needs of Flower's grid."""
 
-    @property
-    def breaks(self) -> int:
-        """How often SuperLink was away for a while: what it held then may be gone."""
-
     def get_nodes(self) -> Iterable[NodeInfo]:
         """List the nodes that are online."""
 
@@ -123,7 +119,7 @@ class Attempt:
         self._post, self._content, self._kind, self._number = post, content, kind, number
         self._sites, self._wanted, self._judge = sites, wanted, judge
         self._deadline_s, self._clock = deadline_s, clock
-        self._began, self._breaks = clock.monotonic(), post.breaks
+        self._began = clock.monotonic()
         self._letters: dict[int, _Letter] = {}
         self._identifiers: dict[str, int] = {}
 
@@ -147,10 +143,6 @@ class Attempt:
         """Write to sites that were not written to, and once again to those whose message must have been lost."""
         for letter in self._letters.values():
             letter.here = letter.node_id in online
-        if self._post.breaks != self._breaks:  # messages and replies that SuperLink held may have gone with it
-            self._breaks = self._post.breaks
-            for letter in self._letters.values():
-                letter.lost, letter.again = True, False
         new = [node_id for node_id in self._sites if node_id in online and node_id not in self._letters]
         if not self._letters or self._hopeful() < self._wanted:
             for node_id in new:

@@ -4,7 +4,7 @@ Pinned to Flower 1.41.0.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -34,19 +34,14 @@ AGAIN_S = 0.05  # between two questions for what is not there yet, at first
 class Task:
     """A task that an executor has taken: its client, and a heartbeat until it is finished.
 
-    lost    set when the daemon no longer knows the task
-    breaks  how often the daemon was away for a while and answered again
+    lost  set when the daemon no longer knows the task
     """
 
     def __init__(self, link: Link, component: str, task_token: str) -> None:
-        self.breaks = 0
-        self.client = _client(link, component, RuntimeTokenHttpInterceptor(task_token), self._came_back)
+        self.client = _client(link, component, RuntimeTokenHttpInterceptor(task_token))
         self.lost = threading.Event()
         self._heart = HeartbeatSender(self._beat)
         self._heart.start()
-
-    def _came_back(self) -> None:
-        self.breaks += 1
 
     def _beat(self) -> bool:
         # Flower's own interrupts the process when the task is gone.
@@ -94,15 +89,13 @@ def pull(client: RuntimeHttpClient, tree: ObjectTree, node: ProtoNode, run_id: i
     return message
 
 
-def _client(
-    link: Link, component: str, signer: ProtobufClientInterceptor, came_back: Callable[[], None] = lambda: None
-) -> RuntimeHttpClient:
+def _client(link: Link, component: str, signer: ProtobufClientInterceptor) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(
         link.address,
         insecure=link.ca_pem is None,
         root_certificates=link.ca_pem,
         interceptors=[RuntimeVersionHttpInterceptor(component_name=component), TokenHeader(link.secret), signer],
-        retry_invoker=retries(came_back),
+        retry_invoker=retries(),
     )
 
 

@@ -50,13 +50,7 @@ class Post:
     def __init__(self, sites: dict[int, Site], clock: MovingClock) -> None:
         self.sites, self._clock = sites, clock
         self._replies: dict[str, tuple[float, Message]] = {}
-        self.breaks = 0
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-
-    def break_down(self) -> None:
-        """SuperLink dies and comes back, and what it held is gone."""
-        self._replies.clear()
-        self.breaks += 1
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=n, last_activated_at=site.since) for n, site in self.sites.items() if site.online]

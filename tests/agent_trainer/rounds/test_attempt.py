@@ -19,11 +19,9 @@ def judge(site, reply):
     return Outcome(site, "trained", metrics=metrics, update=update, message=reply)
 
 
-def play(sites, *, wanted=2, deadline=100.0, clock=None, stopped=lambda: False, breaks_at=()):
+def play(sites, *, wanted=2, deadline=100.0, clock=None, stopped=lambda: False):
     clock = clock or MovingClock()
     post = Post(sites, clock)
-    for moment in breaks_at:
-        clock.at(moment, post.break_down)
     order = Order("run", 1, "dqn", "{}", 0, (("w", (3,)),), evaluate=False, deadline_s=deadline)
     content = RecordDict({WEIGHTS: arrays(np.zeros(3, np.float32)), ROUND: order_record(order)})
     names = {node: NAMES[node] for node in sites}
@@ -121,14 +119,6 @@ def test_a_message_whose_executor_crashed_is_sent_once_more():
     outcomes, _ = play({1: Site(adds(1)), 2: twice}, wanted=1)
     assert outcomes["south"].state == "failed"
     assert len(twice.seen) == 2
-
-
-def test_when_superlink_was_away_those_who_have_not_answered_are_asked_again_at_once_each_time():
-    north, south = Site(adds(1), after_s=5), Site(adds(2), after_s=20)
-    outcomes, took = play({1: north, 2: south}, breaks_at=(10, 25))
-    assert states(outcomes) == {"north": "trained", "south": "trained"}
-    assert (len(north.seen), len(south.seen)) == (1, 3)
-    assert 45 <= took < 48, "20 s after the second break, not at half the deadline"
 
 
 def test_a_site_that_was_restarted_gets_its_message_again():

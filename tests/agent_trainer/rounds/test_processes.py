@@ -174,7 +174,7 @@ def test_whoever_is_killed_wherever_in_a_run_it_ends_and_the_site_is_in_the_next
     """One victim a place; `CAIRN_KILLS=all`: every victim at every place."""
     halts, run = federation.sites["north"].halts, f"{place}-{victim}".lower()
     (halts / place).touch()
-    # What SuperLink held is asked for again at once; an update that died with its site, at half the deadline.
+    # What SuperLink held is asked for again; an update that died with its site, at half the deadline.
     deadline = 200 if victim == "SuperLink" else 40
     federation.aggregator.submit(spec(run, rounds=2, min_sites=1, round_deadline=deadline))
     until(f"north is at {place}", (halts / f"{place}.reached").exists)
