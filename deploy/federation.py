@@ -113,16 +113,18 @@ def federation(
     training: Mapping[str, Any] | None = None,
     source: Path | None = None,
     command: Command = run,
+    address: str = "127.0.0.1:0",
 ) -> Iterator[Federation]:
     """Run a federation in an empty folder: initialise the aggregator, let every site join, stop all at the end.
 
     training  the section of every site.toml with which the sites train; None for a federation that does not
     source    of another version, which the aggregator is to be
     command   how a command of this version is run
+    address   where the aggregator listens, and the sites find it
     """
     (folder / "logs").mkdir(parents=True)
     wanted = ["--training"] if training else []
-    where = ["--dir", str(folder / "aggregator"), "--federation", "demo", "--address", "127.0.0.1:0"]
+    where = ["--dir", str(folder / "aggregator"), "--federation", "demo", "--address", address]
     founding = ["aggregator", "init", *where, *wanted]
     run(founding, source=source) if source else command(founding)
     running = Federation(folder, start_aggregator(folder, source), training=training or {}, command=command)
