@@ -43,15 +43,15 @@ def start(folder: Path) -> dict[str, str]:
         shutil.copyfile(kept, folder / "base.tar")
     bundle = os.environ.get("CA_BUNDLE") or os.environ.get("SSL_CERT_FILE", "")  # of a proxy that builds go through
     told = {**os.environ, **({"CA_BUNDLE": bundle} if Path(bundle).is_file() else {})}
-    done = subprocess.run(
-        [SCRIPTS / "start_engine.sh", folder], env=told, stdout=subprocess.PIPE, text=True, timeout=900, check=False
-    )
+    said = folder / "environment"
+    with said.open("wb") as out:  # no pipe: the engine keeps it open as long as it runs, and nobody would see its end
+        done = subprocess.run([SCRIPTS / "start_engine.sh", folder], env=told, stdout=out, timeout=900, check=False)
     if done.returncode:
         cannot(f"the Docker engine did not start; see {folder}")
     if kept and not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "base.tar", kept)
-    given = (word.partition("=") for word in done.stdout.split() if "=" in word)
+    given = (word.partition("=") for word in said.read_text(encoding="utf-8").split() if "=" in word)
     return {**os.environ, **{name: value for name, _, value in given}}
 
 

@@ -1,5 +1,6 @@
 """Where no engine can be had, CI fails; elsewhere the tests with one are left out. For every run: it starts nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,21 @@ def test_a_start_that_fails_fails_in_ci(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match=r"did not start|only root"):
         engine.start(tmp_path)
+
+
+def test_a_started_engine_that_keeps_what_it_was_given_open_does_not_hold_up_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SCRIPTS", tmp_path)
+    script = tmp_path / "start_engine.sh"
+    script.write_text(
+        '#!/bin/sh\ntouch "$1/base.tar"\nsleep 300 & echo $! >"$1/docker.pid"\necho export DOCKER_HOST=unix://x\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o700)
+    began = time.monotonic()
+    try:
+        assert engine.start(tmp_path)["DOCKER_HOST"] == "unix://x"
+    finally:
+        engine.stop(tmp_path)
+    assert time.monotonic() - began < 60
