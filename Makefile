@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CHECKED := cairn edge_node aggregator agent_trainer deploy benchmarks
 
-.PHONY: demo test bench check locked lock audit sbom wheels images containers clean
+.PHONY: demo test bench check locked lock audit sbom wheels wheels-gpu images containers clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/cairn demo --out demo-out
@@ -54,6 +54,13 @@ wheels: deploy/wheels/.filled
 deploy/wheels/.filled: $(VENV)/bin/python pyproject.toml constraints.txt deploy/fetch_wheels.sh
 	sh deploy/fetch_wheels.sh $(VENV)/bin/python
 	touch $@
+
+# Those of edge-gpu: 3 GB, with torch for CUDA 13, which a plain index gives, and whose libraries CuPy takes too.
+wheels-gpu: $(VENV)/bin/python
+	rm -rf deploy/wheels-gpu
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w deploy/wheels-gpu \
+	  ".[gpu,otel,train]" cyclonedx-python-lib packaging setuptools
+	rm -f deploy/wheels-gpu/cairn_federation-*
 
 # An engine with BuildKit; no network, no registry but for the base image. IMAGES = edge-sketch edge-gpu too, where wanted.
 # BASE = python@sha256:… pins the base image by the digest that you looked up and trust; a tag may be moved.
