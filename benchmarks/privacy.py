@@ -318,7 +318,7 @@ def draw(lines: list[dict[str, Any]], path: Path, prefix: str = "privacy", top: 
     again = float(np.mean([value for name, value in values.items() if name.startswith(f"{prefix}/exact/seed_")]))
     panels[2].axhline(again, color="#718096", linestyle="--", linewidth=1)
     panels[2].text(16, again + 0.02, "exact, another seed", fontsize=8, color="#718096", ha="right")
-    panels[0].legend(title="protects", loc="lower right", fontsize=9)
+    panels[0].legend(title="protects", loc="best", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
