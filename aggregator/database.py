@@ -6,6 +6,7 @@ rests on it are one step, also between several aggregator processes. Keep such a
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -26,9 +27,16 @@ from aggregator.tables import Audit
 from cairn.errors import ConfigError, StorageFull, Unreachable
 
 _WRITES = "cairn_writes"
+_TURN = "cairn_turn"  # the lock that the writers of one process queue at
 _WRITER_LOCK = 0x636169726E  # "cairn"; the key of PostgreSQL's advisory lock that writers take
 _BUSY_MILLISECONDS = 30_000
 _DISK_FULL = "53100"  # PostgreSQL's SQLSTATE disk_full
+_LOCKED = "55P03"  # and lock_not_available
+# A process that is stopped, or whose machine is gone, must not keep the others from writing, nor its claims from them.
+# PostgreSQL by itself would notice a machine that is gone after two hours.
+_STOPPED_MILLISECONDS = 60_000  # of a writer that does nothing
+_KEEPALIVE = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
+_BUSY = "the aggregator's database is busy: other writers did not end within half a minute"
 _AWAY = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -49,8 +57,11 @@ def open_database(url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         address, pool_size=8, max_overflow=56, pool_pre_ping=kind == "postgresql", hide_parameters=True
     )
+    engine.update_execution_options(**{_TURN: threading.Lock()})
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -112,9 +123,17 @@ def writing(engine: Engine) -> Iterator[Session]:
     What is loaded stays readable afterwards. Raises StorageFull when the disk is full; then nothing was changed;
     Unreachable when the database is away, or when other writers did not end within half a minute.
     """
-    alone = engine.execution_options(**{_WRITES: True})
-    with _sentences(), Session(alone, expire_on_commit=False) as session, session.begin():
-        yield session
+    # SQLite does not queue: who waits looks again now and then, and under load one of many looked in vain for half a
+    # minute. On PostgreSQL every waiting thread would hold a connection that readers need.
+    turn: threading.Lock = engine.get_execution_options()[_TURN]
+    if not turn.acquire(timeout=_BUSY_MILLISECONDS / 1000):
+        raise Unreachable(_BUSY)
+    try:
+        alone = engine.execution_options(**{_WRITES: True})
+        with _sentences(), Session(alone, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        turn.release()
 
 
 def audit(session: Session, at: datetime, actor: str, action: str, subject: str, **detail: Any) -> None:
@@ -134,6 +153,8 @@ def _sentences() -> Iterator[None]:
             raise StorageFull("the aggregator's database has no room on its disk; try again when there is") from error
         # PostgreSQL gives a state with every error but that of a refused connection.
         refused = isinstance(error, OperationalError) and code is None and state is None
+        if state == _LOCKED:
+            raise Unreachable(_BUSY) from error
         if primary in _AWAY or error.connection_invalidated or refused:
             # The driver's own text may hold the URL with its password, so it is not repeated.
             raise Unreachable("the aggregator's database does not answer; it must run and be readable") from error
@@ -148,9 +169,20 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _prepare_postgresql(connection: Any, _record: object) -> None:  # psycopg's, which only they need who have it
+    connection.autocommit = True
+    for name, value in _KEEPALIVE.items():
+        connection.execute(f"SET {name} = {value}")
+    connection.autocommit = False
+
+
 def _begin(connection: sqlalchemy.Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, False)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
     elif writes:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+        connection.exec_driver_sql(
+            f"SELECT set_config('lock_timeout', '{_BUSY_MILLISECONDS}', true), "
+            f"set_config('idle_in_transaction_session_timeout', '{_STOPPED_MILLISECONDS}', true), "
+            f"pg_advisory_xact_lock({_WRITER_LOCK})"
+        )

@@ -1,9 +1,11 @@
-"""What an aggregator sees to by itself, every hour: retention, and certificates that are about to end."""
+"""What an aggregator sees to by itself, every hour: retention, and certificates that are about to end.
+
+Of several processes, one at a time drops what is due; the others find nothing left, and have folders of their own.
+"""
 
 import threading
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine, func, select
@@ -12,12 +14,15 @@ from aggregator import database, tables
 from aggregator.intake import retention
 from aggregator.intake.store import BlobStore
 from aggregator.members import pki
-from aggregator.settings import Retention
+from aggregator.settings import AggregatorSettings
+from aggregator.study.claims import claim
 from aggregator.telemetry import Metrics
 from cairn.enrolment import ENDS_SOON
 from cairn.logs import Log
 
 EVERY_S: Final = 3600.0
+SOON_S: Final = 60.0  # another process was at it
+CLAIM: Final = "_retention"  # no study can have this name
 
 
 def certificate_ends(engine: Engine, authority: pki.Authority) -> dict[str, datetime]:
@@ -41,8 +46,7 @@ class Housekeeping:
         self,
         engine: Engine,
         store: BlobStore,
-        runs: Path,
-        settings: Retention,
+        settings: AggregatorSettings,
         authority: pki.Authority,
         *,
         now: Callable[[], datetime],
@@ -51,7 +55,6 @@ class Housekeeping:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._runs = runs
         self._settings = settings
         self._authority = authority
         self._now = now
@@ -70,8 +73,8 @@ class Housekeeping:
         if self._thread.is_alive():
             self._thread.join()
 
-    def turn(self) -> None:
-        """Do all of it once. Raises CairnError, OSError."""
+    def turn(self) -> bool:
+        """Do all of it once; false when another process drops things now. Raises CairnError, OSError."""
         now = self._now()
         ends = certificate_ends(self._engine, self._authority)
         self._metrics.certificate_ends.clear()
@@ -79,13 +82,17 @@ class Housekeeping:
             self._metrics.certificate_ends.labels(holder).set(moment.timestamp())
             if moment - now < ENDS_SOON:
                 self._log.warning("certificate ends soon", holder=holder, ends=moment.isoformat(timespec="minutes"))
-        if dropped := retention.tidy(self._engine, self._store, self._runs, self._settings, now):
-            self._log.info("retention", **dropped)
+        settings = self._settings
+        with claim(self._engine, CLAIM, settings.claims) as mine:
+            if mine and (dropped := retention.tidy(self._engine, self._store, settings.runs, settings.retention, now)):
+                self._log.info("retention", **dropped)
+        return mine
 
     def _keep(self) -> None:
         while not self._stopped.is_set():
+            done = True
             try:
-                self.turn()
+                done = self.turn()
             except Exception as error:  # noqa: BLE001 - the database or the store is away; next hour it is not
                 self._log.error("housekeeping put off", exc_info=error)
-            self._stopped.wait(EVERY_S)
+            self._stopped.wait(EVERY_S if done else SOON_S)

@@ -48,8 +48,10 @@ class Ports:
         )
 
     def _superlink_address(self, settings: AggregatorSettings, first_host: str) -> str:
-        if settings.training is None or self.superlink is None:
+        if settings.training is None:
             return ""
+        if self.superlink is None:  # in another process; the settings saw to it that its address is known
+            return settings.training.superlink_address or ""
         host, port = split_address(settings.training.superlink_address or first_host)
         return join_address(host, (port if settings.training.superlink_address else None) or self.superlink)
 
@@ -69,7 +71,7 @@ def bind_all(
         _bind(settings.dashboard_listen, before.get("dashboard"), dashboard),
     )
     superlink = None
-    if settings.training:
+    if settings.training and settings.training.here:
         host, port = split_address(settings.training.superlink_listen)
         superlink = port or choose_port(host, before.get("superlink"))
     ports = Ports(*bound, superlink)

@@ -105,14 +105,14 @@ class Aggregator:
         self._now = now
         self._health = health.HealthServicer()
         self.metrics = make_metrics()
-        if settings.training:
+        if settings.trains_here:
             superlink.check_installed()
         authority = pki.load_authority(settings.federation, settings.pki_dir)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         settings.addresses_file.unlink(missing_ok=True)  # of a run that was killed
         self.engine = database.open_database(settings.database_url)
         database.upgrade(self.engine)
-        if settings.training:
+        if settings.trains_here:
             trainer.check_name(self.engine)
         self._sealer = open_sealer(settings)
         self._store = BlobStore(settings.blobs_url, sealer=self._sealer)
@@ -171,7 +171,7 @@ class Aggregator:
         )
         measure(self.metrics, self.engine, settings, now)
         self._housekeeping = Housekeeping(
-            self.engine, self._store, settings.runs, settings.retention, authority,
+            self.engine, self._store, settings, authority,
             now=now, log=log, metrics=self.metrics,
         )  # fmt: skip
         self._serve_sites(authority)
@@ -203,7 +203,6 @@ class Aggregator:
         wake = self._coordinator.wake
         studies = StudiesService(self.engine, self._store, self._settings.spool, self._now, wake)
         operations_pb2_grpc.add_StudiesServicer_to_server(studies, self._server)
-        trains = self._settings.training is not None
         runs = RunsService(
             self.engine,
             self._settings.runs,
@@ -212,7 +211,7 @@ class Aggregator:
             store=self._store,
             spool=self._settings.spool,
             largest=self._settings.limits.upload_bytes,
-            trains=trains,
+            training=self._settings.training,
             sealer=self._sealer,
         )
         training_pb2_grpc.add_RunsServicer_to_server(runs, self._server)

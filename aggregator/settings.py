@@ -82,12 +82,20 @@ class Training(BaseModel):
     """Where sites' SuperNodes find the SuperLink; without this section the federation does not train.
 
     superlink_address  HOST or HOST:PORT as the sites reach it; the first address' host when not set
+    here               false: of several processes of this aggregator another one runs SuperLink and trainer
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     superlink_listen: Listening = "0.0.0.0:8446"
     superlink_address: Public | None = None
+    here: bool = True
+
+    @model_validator(mode="after")
+    def _found(self) -> Self:
+        if not self.here and (self.superlink_address is None or split_address(self.superlink_address)[1] is None):
+            raise ValueError("here = false needs superlink_address = HOST:PORT, where the sites reach the SuperLink")
+        return self
 
 
 class AtRest(BaseModel):
@@ -151,15 +159,20 @@ class AggregatorSettings(Settings):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         listens = [self.listen, self.enrolment_listen, self.dashboard_listen]
-        if self.training:
+        if self.training and self.training.here:
             listens.append(self.training.superlink_listen)
         fixed = [port for port in (split_address(address)[1] for address in listens) if port]
         if len(set(fixed)) < len(fixed):
             which = "listen, enrolment_listen and dashboard_listen need three different ports"
-            if self.training:
+            if self.trains_here:
                 which = "listen, enrolment_listen, dashboard_listen and superlink_listen need four different ports"
             raise ValueError(which)
         return self
+
+    @property
+    def trains_here(self) -> bool:
+        """Whether this process runs SuperLink and trainer."""
+        return self.training is not None and self.training.here
 
     @property
     def database_url(self) -> str:
@@ -177,6 +190,11 @@ class AggregatorSettings(Settings):
     def spool(self) -> Path:
         """Where files wait on their way into the store; on a disk of this machine."""
         return self.state_dir / "spool"
+
+    @property
+    def claims(self) -> Path:
+        """Folder of lock files, where the database is SQLite."""
+        return self.state_dir / "claims"
 
     @property
     def runs(self) -> Path:

@@ -28,6 +28,7 @@ MODULES = {
     "poisoned": "benchmarks.poisoned",
     "privacy": "benchmarks.privacy",
     "masking": "benchmarks.masking",
+    "sites": "benchmarks.sites",
 }
 
 

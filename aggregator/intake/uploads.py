@@ -8,6 +8,7 @@ shorter partial file, or a blob that no ledger row names; both do no harm, and t
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from cairn.tally import check_table
 
 MESSAGE = 1 << 20
 CHUNK = 1 << 20
+_PLAN = re.compile("[0-9a-f]{64}")
 UNNAMED = "unnamed"  # a partial file whose digest the site has not announced
 
 
@@ -172,8 +174,13 @@ class Uploads:
                 del self._locks[key]
 
     def tidy(self) -> None:
-        """Drop the partial files that a crash left of plans that are closed since."""
-        kept = [folder.name for folder in self._spool.iterdir() if folder.is_dir()] if self._spool.is_dir() else []
+        """Drop the partial files of plans that are closed, which a crash left, or another process's closing."""
+        # Listed first: a plan that opens meanwhile has no folder yet.
+        kept = (
+            [folder.name for folder in self._spool.iterdir() if _PLAN.fullmatch(folder.name)]
+            if self._spool.is_dir()
+            else []
+        )
         with database.reading(self._engine) as session:
             wanted = set(session.scalars(select(tables.Plan.fingerprint).filter_by(state="open")))
         for plan in set(kept) - wanted:

@@ -13,6 +13,7 @@ from aggregator.intake.store import BlobStore
 from aggregator.runs import first_weights, records
 from aggregator.runs.bell import Bell
 from aggregator.runs.checkpoints import open_journal, open_weights
+from aggregator.settings import Training
 from cairn.errors import TrainingError
 from cairn.rpc import caller
 from cairn.run import read_run, run_message
@@ -32,7 +33,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
     store    of the weights that runs begin with, on their way in `spool`
     largest  bytes of a file of weights
     bell     rung when a run has changed
-    trains   whether this aggregator has a trainer
+    training  whether this aggregator has a trainer, and whether it is in this process
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         store: BlobStore,
         spool: Path,
         largest: int,
-        trains: bool,
+        training: Training | None,
         sealer: Sealer | None = None,
     ) -> None:
         self._engine = engine
@@ -53,7 +54,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         self._folder = folder
         self._bell = bell
         self._now = now
-        self._trains = trains
+        self._training = training
         self._sealer = sealer
 
     def GiveWeights(  # noqa: N802 - the name in the proto
@@ -155,6 +156,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[training_pb2.FetchCheckpointResponse]:
         """Stream the weights of a round; who takes them is in the audit."""
+        self._check_kept_here()
         with database.reading(self._engine) as session:
             name = records.find_run(session, request.name).name
         with database.writing(self._engine) as session:
@@ -169,6 +171,7 @@ class RunsService(training_pb2_grpc.RunsServicer):
         context: grpc.ServicerContext,  # noqa: ARG002 - gRPC's signature
     ) -> Iterator[training_pb2.FetchJournalResponse]:
         """Stream a search's journal."""
+        self._check_kept_here()
         with database.reading(self._engine) as session:
             name = records.find_run(session, request.name).name
         with open_journal(self._folder, name) as file:
@@ -176,9 +179,16 @@ class RunsService(training_pb2_grpc.RunsServicer):
                 yield training_pb2.FetchJournalResponse(data=data)
 
     def _check_trains(self) -> None:
-        if not self._trains:
+        if self._training is None:
             raise TrainingError(
                 "this aggregator has no trainer; its operator sets one up with [training] in aggregator.toml"
+            )
+
+    def _check_kept_here(self) -> None:
+        if self._training is not None and not self._training.here:
+            raise TrainingError(
+                "weights and journals of runs are given out by the process of this aggregator that trains; ask that "
+                "one, by a profile with its own address"
             )
 
     def _lines(self, name: str, after: int) -> tuple[Sequence[tables.RunLog], bool]:

@@ -44,6 +44,11 @@ class Board:
         self._seen_at: datetime | None = None
         self._stopped = False
 
+    @property
+    def offers(self) -> Offers:
+        """The open plans, as they were read last."""
+        return self._offers
+
     def refresh(self) -> None:
         """Read the open plans and the enrolled sites, and wake the streams when they are others than before."""
         with database.reading(self._engine) as session:

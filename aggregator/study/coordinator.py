@@ -269,9 +269,13 @@ class Coordinator:
                 self._something.wait(IDLE_S)
 
     def _watch(self) -> None:
+        tidied = self._board.offers
         while not self._stopped.wait(IDLE_S):
             try:
                 self._board.refresh()
+                if (offers := self._board.offers) != tidied:
+                    self._uploads.tidy()  # of plans that another process closed, halves of uploads may lie here
+                    tidied = offers
             except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away
                 self._log.error("board not refreshed", exc_info=error)
 

@@ -1,7 +1,9 @@
 """The Helm chart: linted and rendered by Helm itself, valid for Kubernetes, in agreement with image and settings."""
 
 import json
+import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +15,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from aggregator.settings import AggregatorSettings
+from aggregator.settings import AggregatorSettings, load_settings
 from cairn import __version__
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CHART = ROOT / "deploy/helm/cairn"
-KINDS = ("least", "full")
+KINDS = ("least", "full", "several")
 KUBERNETES = ("1.27", "1.36")
 
 
@@ -29,8 +31,12 @@ def values_of(kind: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return rendered(request.param)
+
+
+def rendered(kind: str) -> list[dict[str, Any]]:
     with helm_python.Chart.load(CHART) as chart:
-        made = chart.render(values_of(request.param), name="north", namespace="cairn")
+        made = chart.render(values_of(kind), name="north", namespace="cairn")
     texts = (text for path, text in sorted(made.items()) if path.endswith(".yaml"))
     return [found for text in texts for found in yaml.safe_load_all(text) if found]
 
@@ -131,6 +137,54 @@ def test_every_variable_is_a_setting_and_all_of_them_together_are_settings(
         assert settings.at_rest.key_file is not None
 
 
+def test_several_replicas_share_the_ca_and_the_blobs_and_one_of_them_trains() -> None:
+    found = rendered("several")
+    [claimed] = [one for one in found if one["kind"] == "StatefulSet"]
+    assert claimed["spec"]["replicas"] == 3
+    pod = claimed["spec"]["template"]["spec"]
+    environment = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert environment["CAIRN_BLOBS"] == "s3://cairn/blobs"
+    mounted = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted[environment["CAIRN_PKI_DIR"]]["readOnly"]
+    services = {one["metadata"]["name"]: one["spec"] for one in found if one["kind"] == "Service"}
+    ports = {name: {port["name"] for port in spec["ports"]} for name, spec in services.items()}
+    assert ports["north-aggregator"] == {"sites", "enrolment"}
+    assert ports["north-aggregator-superlink"] == {"superlink", "sites"}
+    first = {"statefulset.kubernetes.io/pod-name": "north-aggregator-0"}
+    assert first.items() <= services["north-aggregator-superlink"]["selector"].items()
+
+
+@pytest.mark.parametrize("pod", ["north-aggregator-0", "north-aggregator-2"])
+def test_every_replica_but_the_first_writes_settings_of_a_process_that_does_not_train(
+    pod: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rendered("several")
+    [claimed] = [one for one in found if one["kind"] == "StatefulSet"]
+    template = claimed["spec"]["template"]["spec"]
+    (script,) = template["initContainers"][0]["args"]
+    script = script.replace("/var/lib/cairn", str(tmp_path)).replace("exec cairn", "exec echo cairn")
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env={"HOSTNAME": pod, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = tmp_path / "aggregator.toml"
+    if pod.endswith("-0"):
+        assert done.stdout.startswith("cairn aggregator init")
+        assert not written.exists()
+        return
+    for variable in template["containers"][0]["env"]:
+        if variable["name"].startswith("CAIRN_"):
+            monkeypatch.setenv(variable["name"], variable["value"])
+    settings = load_settings(written)
+    assert not settings.trains_here
+    assert settings.dashboard_listen == "0.0.0.0:8445"
+    assert settings.training is not None
+    assert settings.training.superlink_address == "link.example.org:8446"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -141,6 +195,9 @@ def test_every_variable_is_a_setting_and_all_of_them_together_are_settings(
         {"settings": {"limits": 5}},
         {"telemetry": {"otlp": "collector"}},
         {"service": {"type": "Ingress"}},
+        {"replicas": 3},
+        {"replicas": 3, "pkiSecret": "cairn-pki"},
+        {"replicas": 0},
     ],
     ids=str,
 )

@@ -38,6 +38,9 @@ capabilities: {drop: [ALL]}
 - {name: CAIRN_FEDERATION, value: {{ required "federation: only you can decide its name" .Values.federation | quote }}}
 - {name: CAIRN_ADDRESSES, value: {{ .Values.addresses | toJson | squote }}}
 - {name: CAIRN_DATABASE_FILE, value: /run/secrets/cairn/database/url}
+{{- if .Values.pkiSecret }}
+- {name: CAIRN_PKI_DIR, value: /run/secrets/cairn/pki}
+{{- end }}
 {{- if .Values.atRestSecret }}
 - {name: CAIRN_AT_REST__KEY_FILE, value: /run/secrets/cairn/at-rest/key}
 {{- end }}
@@ -65,6 +68,9 @@ capabilities: {drop: [ALL]}
 - {name: state, mountPath: /var/lib/cairn}
 - {name: scratch, mountPath: /tmp}
 - {name: database, mountPath: /run/secrets/cairn/database, readOnly: true}
+{{- if .Values.pkiSecret }}
+- {name: pki, mountPath: /run/secrets/cairn/pki, readOnly: true}
+{{- end }}
 {{- if .Values.atRestSecret }}
 - {name: at-rest, mountPath: /run/secrets/cairn/at-rest, readOnly: true}
 {{- end }}
@@ -73,6 +79,9 @@ capabilities: {drop: [ALL]}
 {{- define "cairn.volumes" -}}
 - {name: scratch, emptyDir: {sizeLimit: 1Gi}}
 - {name: database, secret: {secretName: {{ .Values.databaseSecret }}, defaultMode: 0400}}
+{{- if .Values.pkiSecret }}
+- {name: pki, secret: {secretName: {{ .Values.pkiSecret }}, defaultMode: 0400}}
+{{- end }}
 {{- if .Values.atRestSecret }}
 - {name: at-rest, secret: {secretName: {{ .Values.atRestSecret }}, defaultMode: 0400}}
 {{- end }}
