@@ -150,9 +150,11 @@ def test_plans_and_revocations_of_one_process_reach_the_streams_of_another_withi
     create(two.running[0])
     assert len(next(stream).offers) == 1
     two.running[0].revoke("north")
-    with pytest.raises(Revoked):
+    with pytest.raises((Revoked, Unreachable)):  # whoever looks first ends it; why, the next call says
         next(stream)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
+    with pytest.raises(Revoked):
+        next(watching(two.address(1), files))
 
 
 def test_two_housekeepers_do_not_drop_the_same_things_twice(two: Several, clock: Clock) -> None:

@@ -53,7 +53,8 @@ def test_a_tally_file_of_full_tables_is_as_long_as_the_plan_says(tmp_path: Path)
     codec.write_tally(tmp_path / "tally", Tally(bytes(32), tables))
     load = Load(sites=1, pixels=1, components=4, key_bits=18, depth=5, width=4096)
     expected = scale.CELL_IN_FILE * scale.counts_cells(load)
-    assert (tmp_path / "tally").stat().st_size == pytest.approx(expected, rel=0.01)
+    size = (tmp_path / "tally").stat().st_size  # of the 32 bits of a cell, 31 are random
+    assert size == pytest.approx(expected * 31 / 32, rel=0.01)
 
 
 def test_what_grows_with_sites_does_not_grow_with_pixels() -> None:
