@@ -71,8 +71,12 @@ images: wheels
 	  --build-arg VERSION=$(VERSION) $(if $(BASE),--build-arg BASE=$(BASE)) --tag cairn-$$image:$(VERSION) . || exit 1; done
 
 # The images, the compose file and its faults on a real engine, which is started where none runs. Root.
+# Beside them the slow links, which need no engine and mostly wait; what they say comes at the end.
+LINKS := tests/containers/test_links.py
 containers: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m containers tests/containers
+	@said=$$(mktemp); $(VENV)/bin/python -m pytest -m containers $(LINKS) >"$$said" 2>&1 & links=$$!; \
+	$(VENV)/bin/python -m pytest -m containers --ignore=$(LINKS) tests/containers; others=$$?; \
+	wait $$links; slow=$$?; cat "$$said"; rm -f "$$said"; exit $$((others + slow > 0))
 
 $(VENV)/bin/python:
 	sh deploy/virtual_environment.sh $(PYTHON) $(VENV)
