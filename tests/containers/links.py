@@ -1,6 +1,8 @@
 """Two studies of a federation of processes whose sites are in namespaces of their own, over bad links; in the hub's.
 
-    nsenter --net=/run/netns/PREFIX-hub python -m tests.containers.links PREFIX FOLDER
+    nsenter --net=/run/netns/PREFIX-hub python -m tests.containers.links PREFIX FOLDER WIDTH
+
+WIDTH is that of the plain study's tables: the wider, the longer an upload is on its way, and the more cuts it meets.
 
 Prints what it saw as JSON; an assertion ends it when a merged table is not the sum of the acknowledged uploads.
 """
@@ -96,7 +98,7 @@ def acknowledged(seen: Observed, site: str, study: str) -> list[str]:
     return [line["stage"] for line in lines if line["event"] == "acknowledged" and line["study"] == study]
 
 
-def main(prefix: str, place: str) -> None:
+def main(prefix: str, place: str, width: str) -> None:
     """Run a plain study and a masked one over bad links."""
     folder = Path(place)
     make_tissue(folder, folders=3, images_per_folder=1, size=192, seed=3, progress=lambda _n, _of: None)
@@ -108,7 +110,7 @@ def main(prefix: str, place: str) -> None:
             running.join(hand)
         began = time.monotonic()
         with Links(folder / "switch.sock") as links:
-            shape = {"dimensions": 8, "radix": 22, "depth": 8, "width": 50_000}
+            shape = {"dimensions": 8, "radix": 22, "depth": 8, "width": int(width)}
             seen.create(study_of(folder / "images", "plain", masking="off", **shape))
             seen.create(study_of(folder / "images", "masked"))
             for name in ("plain", "masked"):
