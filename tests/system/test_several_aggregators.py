@@ -81,7 +81,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }.items():
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("cairn-several")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server, which is gone
+    fsspec.filesystem("s3").mkdir("cairn-several")
     try:
         yield "s3://cairn-several/blobs"
     finally:

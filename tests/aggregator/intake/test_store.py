@@ -36,6 +36,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     import fsspec
 
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server, which is gone
     fsspec.filesystem("s3").mkdir(f"bucket-{tmp_path.name[-20:].replace('_', '-').lower()}")
     yield BlobStore(f"s3://bucket-{tmp_path.name[-20:].replace('_', '-').lower()}/tallies")
 
