@@ -44,7 +44,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     file = asked(tmp_path_factory.mktemp("searched"))
     journal = file.with_suffix(".journal")
     command = [*CAIRN, "search", "run", str(file), "--jobs", "2", "--device", "cpu"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeding = ["env", "--default-signal=INT", *command]  # where tests run in the background, it is ignored
+    process = subprocess.Popen(heeding, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: in_flight(journal, 1))
     workers = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGINT)
