@@ -142,6 +142,12 @@ def audit(session: Session, at: datetime, actor: str, action: str, subject: str,
     session.add(Audit(at=at, actor=actor, action=action, subject=subject, detail=detail, previous=before))
 
 
+def sqlite_full(error: BaseException | None) -> bool:
+    """Tell whether SQLite has no room on its disk."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE)
+
+
 @contextmanager
 def _sentences() -> Iterator[None]:
     try:
@@ -149,7 +155,7 @@ def _sentences() -> Iterator[None]:
     except DBAPIError as error:
         code, state = getattr(error.orig, "sqlite_errorcode", None), getattr(error.orig, "sqlstate", None)
         primary = None if code is None else code & 0xFF
-        if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE or state == _DISK_FULL:
+        if sqlite_full(error.orig) or state == _DISK_FULL:
             raise StorageFull("the aggregator's database has no room on its disk; try again when there is") from error
         # PostgreSQL gives a state with every error but that of a refused connection.
         refused = isinstance(error, OperationalError) and code is None and state is None

@@ -83,7 +83,7 @@ class Housekeeping:
             if moment - now < ENDS_SOON:
                 self._log.warning("certificate ends soon", holder=holder, ends=moment.isoformat(timespec="minutes"))
         settings = self._settings
-        with claim(self._engine, CLAIM, settings.claims) as mine:
+        with claim(self._engine, CLAIM, settings.state_dir) as mine:
             if mine and (dropped := retention.tidy(self._engine, self._store, settings.runs, settings.retention, now)):
                 self._log.info("retention", **dropped)
         return mine

@@ -159,13 +159,12 @@ class AggregatorSettings(Settings):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         listens = [self.listen, self.enrolment_listen, self.dashboard_listen]
+        which = "listen, enrolment_listen and dashboard_listen need three different ports"
         if self.training and self.training.here:
             listens.append(self.training.superlink_listen)
+            which = "listen, enrolment_listen, dashboard_listen and superlink_listen need four different ports"
         fixed = [port for port in (split_address(address)[1] for address in listens) if port]
         if len(set(fixed)) < len(fixed):
-            which = "listen, enrolment_listen and dashboard_listen need three different ports"
-            if self.trains_here:
-                which = "listen, enrolment_listen, dashboard_listen and superlink_listen need four different ports"
             raise ValueError(which)
         return self
 
@@ -190,11 +189,6 @@ class AggregatorSettings(Settings):
     def spool(self) -> Path:
         """Where files wait on their way into the store; on a disk of this machine."""
         return self.state_dir / "spool"
-
-    @property
-    def claims(self) -> Path:
-        """Folder of lock files, where the database is SQLite."""
-        return self.state_dir / "claims"
 
     @property
     def runs(self) -> Path:

@@ -37,7 +37,7 @@ from aggregator.members.enrolment_service import certify
 from aggregator.members.initialise import initialise
 from aggregator.settings import AggregatorSettings, load_settings
 from aggregator.study.messages import spec_message
-from cairn import codec
+from cairn import __version__, codec
 from cairn.enrolment import tls_files
 from cairn.moments import exact
 from cairn.rpc import CLIENT_OPTIONS
@@ -90,23 +90,23 @@ class Latencies:
 
 @dataclass
 class Site:
-    """One site: its channel, and the plans that it was told of, by stage."""
+    """One site: its channel, whether it was told anything yet, and the plans that it was told of, as they came."""
 
     name: str
     channel: grpc.aio.Channel
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
     plans: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
     known: set[bytes] = field(default_factory=set)
 
     async def watch(self) -> None:
         """Follow the list of open plans until cancelled."""
         stub = plans_pb2_grpc.PlansStub(self.channel)
-        async for response in stub.Watch(plans_pb2.WatchRequest(version="0.2.0")):
+        async for response in stub.Watch(plans_pb2.WatchRequest(version=__version__)):
+            self.connected.set()
             for offer in response.offers:
                 if offer.plan not in self.known:
                     self.known.add(offer.plan)
                     self.plans.put_nowait(offer.plan)
-            if not response.offers:
-                self.plans.put_nowait(b"")  # connected, and nothing is open
 
     async def report(self, took: Latencies, kind: str, fingerprint: bytes, done: int) -> None:
         """Say how far the site is."""
@@ -231,7 +231,7 @@ class Measurement:
     async def _connect(self) -> tuple[list[asyncio.Task[None]], float]:
         begin = time.perf_counter()
         watching = [asyncio.create_task(site.watch()) for site in self.sites]
-        await asyncio.wait_for(asyncio.gather(*(site.plans.get() for site in self.sites)), PATIENCE_S)
+        await asyncio.wait_for(asyncio.gather(*(site.connected.wait() for site in self.sites)), PATIENCE_S)
         return watching, time.perf_counter() - begin
 
     async def _look(self, addresses: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ def fit_temperature(counts: Counts) -> float | None:
     class stands for both. With more, each class against the others stands in for the softmax, of which single bins
     cannot tell: the joint probabilities never leave a site.
     """
-    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - half a second that a site never needs
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - slow to import, and no site needs it
 
     scores = counts.scores[1:] if len(counts.scores) == 2 else counts.scores
     negative, positive = scores.sum(axis=0).astype(np.float64)

@@ -64,7 +64,7 @@ class SitePage:
 
     @cached_property
     def _explaining(self) -> "SiteExplain":
-        # Not before somebody asks: plots and their libraries are a third of a trainer's start.
+        # Not before somebody asks: plots and their libraries are slow to import.
         from agent_trainer.rounds.site_explain import SiteExplain  # noqa: PLC0415
 
         return SiteExplain(self._labelled, self._sources, self._models, self._clock)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from aggregator.backup.named import needed
-from aggregator.database import newest_revision, open_database, upgrade
+from aggregator.database import newest_revision, open_database, sqlite_full, upgrade
 from aggregator.tables import Base
 from cairn.errors import ConfigError, StorageFull, Unreachable
 
@@ -107,8 +107,7 @@ def _copying() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and (code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE):
+        if sqlite_full(error):
             raise StorageFull("the database cannot be copied: the disk is full; make room and try again") from error
         raise ConfigError(f"the database cannot be copied ({error}); see `cairn aggregator check`") from error
 

@@ -15,10 +15,10 @@ from sqlalchemy import Engine
 
 
 @contextmanager
-def claim(engine: Engine, name: str, folder: Path) -> Iterator[bool]:
+def claim(engine: Engine, name: str, state_dir: Path) -> Iterator[bool]:
     """Tell whether this process may work on something; true for one at a time, until the block ends.
 
-    folder  of lock files where the database is SQLite, whose processes share a machine; PostgreSQL has its own locks
+    state_dir  holds the lock files where the database is SQLite, whose processes share it; PostgreSQL has its own locks
     """
     if engine.dialect.name == "postgresql":
         key = int.from_bytes(hashlib.sha256(f"cairn claim {name}".encode()).digest()[:8], "big", signed=True)
@@ -30,6 +30,7 @@ def claim(engine: Engine, name: str, folder: Path) -> Iterator[bool]:
                 if held:
                     connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
         return
+    folder = state_dir / "claims"
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -108,7 +108,7 @@ class Coordinator:
         if self._now() < retry_at:
             return False
         try:
-            with claim(self._engine, name, self._folder / "claims") as mine:
+            with claim(self._engine, name, self._folder) as mine:
                 changed = mine and self._step(name)
         except Exception as error:  # noqa: BLE001 - whatever happens to one study, the others go on and it is tried again
             wait = min(timedelta(seconds=2 ** min(failures, 10)), LONGEST_RETRY)
