@@ -9,7 +9,7 @@ from agent_trainer.craft.augmentation import Augmentation
 from agent_trainer.craft.domains import Domain
 from agent_trainer.craft.losses import Loss
 from agent_trainer.craft.transfer import Transfer
-from agent_trainer.settings import Classes, read_settings
+from agent_trainer.settings import Classes, Compile, Precision, read_settings
 
 VGG_SIDE, SMALL_SIDE = 32, 4  # by what a masker's strides divide an image's side
 Method = Literal["apga", "none", "cutout", "gradcam", "end-to-end"]
@@ -48,6 +48,8 @@ class ApgaConfig(BaseModel):
     # learning
     batch: int = Field(25, ge=1)  # images; paper 3 §3
     learning_rate: float = Field(1e-4, gt=0)  # Adam, of both networks; paper 3 §3
+    precision: Precision = "float32"  # mixed: bfloat16 where CUDA multiplies
+    compile: Compile = False  # networks by torch.compile, where a machine can
     balance: Literal["none", "weights", "sampler"] = "none"  # against unbalanced classes; not in the paper
     loss: Loss = Loss()  # of the classifier; docs/craft/imbalance.md
     domain: Domain = Domain()  # against sites that look different; docs/craft/domains.md

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from agent_trainer.apga_networks import (
     last_layer,
     networks,
 )
+from agent_trainer.compiling import Forward
 from agent_trainer.craft.domains import coral_loss
 from agent_trainer.craft.losses import classification_loss
 from agent_trainer.craft.transfer import Staged
 from agent_trainer.gradients import put_gradients
 from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.seeding import seeded
 from cairn.errors import Diverged
 
@@ -85,6 +88,16 @@ class Learner:
         self._grad_cam: GradCamMasks | None = None
         self._pretrained: nn.Module | None = None  # what Grad-CAM looks through
         self._spare = [torch.empty_like(tensor) for tensor in self._live()]
+        self._reduced, self._remark = reduced(config.precision, self._device)
+        self._forward = {
+            name: Forward(network, self._device, wanted=config.compile) for name, network in self.networks.items()
+        }
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what was asked for and this machine cannot do."""
+        compiling = (forward.remark for forward in self._forward.values())
+        return tuple(dict.fromkeys(filter(None, (self._remark, *compiling))))
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> torch.optim.Adam:
         adam = torch.optim.Adam(parameters, lr=self.config.learning_rate, fused=True)
@@ -102,7 +115,7 @@ class Learner:
 
     def scaled(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """Return x of uint8[b, channels, side, side]: float[…], mean 0 and deviation 1 over the images of the scale."""
-        x = torch.from_numpy(pixels).to(self._device).to(torch.float32, memory_format=torch.channels_last)
+        x = on_device(pixels, self._device).to(torch.float32, memory_format=torch.channels_last)
         return x.div_(255).sub_(self._mean).div_(self._std)
 
     def step(
@@ -117,7 +130,7 @@ class Learner:
         target  uint8[b, channels, side, side], images of the other look for the CORAL loss
         Raises Diverged when a loss or a gradient is not finite; all is then as it was before the batch.
         """
-        x, y = self.scaled(pixels), torch.from_numpy(labels).to(self._device)
+        x, y = self.scaled(pixels), on_device(labels, self._device)
         torch._foreach_copy_(self._spare, self._live())
         looked_through = self._pretrained, self._grad_cam
         try:
@@ -141,15 +154,16 @@ class Learner:
 
     def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator, target: Tensor | None) -> apga.Step:
         config, network = self.config, self.staged.train(self.updates)
-        classifier: apga.Network = network
+        classifier: apga.Network = partial(self._answer, CLASSIFIER)
         features: list[Tensor] = []
         aligned: list[bool] = []
 
         def describe(images: Tensor) -> Tensor:
             """Answer; the first time, of a batch's originals, beside images of the other look: normalised together."""
             if features or target is None:
-                return network(images)
-            found, answers = described(network, torch.cat([images, target]))
+                return self._answer(CLASSIFIER, images)
+            with autocast(self._device, self._reduced):
+                found, answers = (t.float() for t in described(network, torch.cat([images, target])))
             features.extend((found[: len(images)], found[len(images) :]))
             return answers[: len(images)]
 
@@ -161,6 +175,9 @@ class Learner:
 
         if target is not None:
             classifier = describe
+        if config.masks:
+            self.networks[MASKER].train()
+        masker = partial(self._answer, MASKER)
 
         def masked(kept: Tensor) -> apga.Step:
             step, _ = apga.plain_step(x, y, classifier, self._loss, descend)
@@ -182,7 +199,7 @@ class Learner:
                     x,
                     y,
                     classifier,
-                    self.networks[MASKER].train(),
+                    masker,
                     self._loss,
                     descend,
                     lambda loss: self._descend(loss, (CLASSIFIER, MASKER)),
@@ -195,7 +212,7 @@ class Learner:
                     y,
                     classifier,
                     self._judge,
-                    self.networks[MASKER].train(),
+                    masker,
                     self._loss,
                     descend,
                     lambda loss: self._descend(loss, (MASKER,)),
@@ -205,9 +222,15 @@ class Learner:
                     action=config.action,
                 )
 
+    def _answer(self, name: str, x: Tensor) -> Tensor:
+        """Answer as a network learns: in the run's precision, and compiled if the run says so; float32."""
+        with autocast(self._device, self._reduced):
+            return self._forward[name](x).float()
+
     def _judge(self, x: Tensor) -> Tensor:
         """Answer by the running statistics, which stay as they are."""
-        answers: Tensor = self.networks[CLASSIFIER].eval()(x)
+        self.networks[CLASSIFIER].eval()
+        answers = self._answer(CLASSIFIER, x)
         self.staged.train(self.updates)
         return answers
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_trainer.craft.augmentation import Augmentation
 from agent_trainer.craft.losses import Loss
-from agent_trainer.settings import Classes, read_settings
+from agent_trainer.settings import Classes, Compile, Precision, read_settings
 
 
 class AttentionConfig(BaseModel):
@@ -45,6 +45,8 @@ class AttentionConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)  # Adam
     attention_rate: float | None = Field(None, gt=0)  # another for the attention; None: the same
     clip_norm: float = Field(10.0, gt=0)  # of the gradient; ours
+    precision: Precision = "float32"  # mixed: bfloat16 where CUDA multiplies
+    compile: Compile = False  # networks by torch.compile, where a machine can
     train_attention: bool = True  # False: the attention stays as it is, a sampler for another classifier
     attention_weights: Path | None = None  # safetensors of an attention run to begin with; paper 4 §XI.A
 

@@ -20,6 +20,7 @@ from agent_trainer.estimators import (
     with_replacement,
     without_replacement_weights,
 )
+from agent_trainer.precision import on_device
 
 PLACES = 1 << 23  # cells of maps that the conditional policy scores at once; 32 MB a number
 
@@ -60,7 +61,7 @@ def draw_all(
     networks: Networks, groups: Sequence[Sequence[View]], replicas: int, generator: torch.Generator
 ) -> list[Draws]:
     """Do what `draw` does, of groups of views whose maps have one shape each; the attention sees all as one batch."""
-    lows = [torch.stack([view.map_input() for view in views]).to(generator.device) for views in groups]
+    lows = [on_device(torch.stack([view.map_input() for view in views]), generator.device) for views in groups]
     together = networks.attention.together(lows)
     return [
         _drawn(networks, views, replicas, generator, features) for views, features in zip(groups, together, strict=True)
@@ -96,7 +97,7 @@ def _drawn(
         log_a.gather(1, cells.flatten(1)).view(cells.shape),
         q.gather(1, cells.flatten(1)).view(cells.shape),
         negative_entropy(log_a, start),
-        cut(views, cells, config.patch).to(device),
+        on_device(cut(views, cells, config.patch), device),
     )
 
 
@@ -134,7 +135,7 @@ def _one_after_another(
         drawn.append(torch.cat(cells))
         log_a.append(torch.cat(scored))
         entropies.append(torch.stack(spread).sum() / n)
-        patches.append(cut(views, drawn[-1][..., None], config.patch).to(generator.device))
+        patches.append(on_device(cut(views, drawn[-1][..., None], config.patch), generator.device))
         if step + 1 < config.patches:
             state = policy.step(features, drawn[-1], _glance(networks, patches[-1]), state)
     together = torch.stack(log_a, 2)

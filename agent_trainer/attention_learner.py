@@ -22,9 +22,11 @@ from agent_trainer.attention_sampling import (
     rewards,
 )
 from agent_trainer.attention_views import View
+from agent_trainer.compiling import Forward
 from agent_trainer.estimators import expectation
 from agent_trainer.gradients import put_gradients
 from agent_trainer.losses import proximal
+from agent_trainer.precision import autocast, reduced
 from cairn.errors import Diverged
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
@@ -65,6 +67,8 @@ class AttentionLearner:
         self._run = saved_state.digest(seed, config)
         self.networks = Networks(config, seed).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
+        self._reduced, self._remark = reduced(config.precision, torch.device(device))
+        self._classify = Forward(self.networks.classifier, torch.device(device), wanted=config.compile)
         self._baseline = 0.0
         learned_by_reward = self.networks.attention_parameters()
         if not config.train_attention:
@@ -79,6 +83,11 @@ class AttentionLearner:
         self._adam = torch.optim.Adam(groups, fused=True)
         self._anchor: dict[str, Tensor] = {}
         self._mu = 0.0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what was asked for and this machine cannot do."""
+        return tuple(filter(None, (self._remark, self._classify.remark)))
 
     def update(
         self, views: Sequence[View], labels: npt.NDArray[np.int64], class_weights: npt.NDArray[np.float32] | None = None
@@ -141,7 +150,9 @@ class AttentionLearner:
         groups = [[views[i] for i in some] for some in of_shape.values()]
         parts = draw_all(self.networks, groups, config.replicas, self.generator)
         y = torch.from_numpy(labels[np.concatenate(list(of_shape.values()))]).to(device)  # as the parts are in order
-        votes = self.networks.votes(torch.cat([part.patches for part in parts]))
+        # What to draw and what it weighs stays in float32; the classifier is what takes the time.
+        with autocast(device, self._reduced):
+            votes = self.networks.votes(torch.cat([part.patches for part in parts]), self._classify)
         votes = votes.view(len(views), config.replicas, -1, len(config.classes))
         expected = expectation(torch.cat([part.weights(config) for part in parts]), votes)
         classification = classification_loss(expected, y, weigh, config.loss)

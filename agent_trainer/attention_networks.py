@@ -1,6 +1,6 @@
 """The networks of paper 4 (§VI): attention and features, and what §XI adds: another classifier, a recurrent policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
@@ -161,9 +161,12 @@ class Networks(nn.Module):  # type: ignore[misc] # torch is not followed
             self.policy = ConditionalPolicy(config) if config.sampling == "conditional" else None
         self.config = config
 
-    def votes(self, patches: Tensor) -> Tensor:
-        """Return f of each patch, float[n, K]; of length 1 with config.normalise. patches uint8[n, channels, w, w]."""
-        votes = self.classifier(patches.to(torch.float32) / LEVELS)
+    def votes(self, patches: Tensor, classifier: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return f of each patch, float[n, K]; of length 1 with config.normalise. patches uint8[n, channels, w, w].
+
+        classifier  calls the network's own in another way, such as compiled
+        """
+        votes = (classifier or self.classifier)(patches.to(torch.float32) / LEVELS).float()
         return functional.normalize(votes, dim=-1) if self.config.normalise else votes
 
     def attention_parameters(self) -> dict[str, nn.Parameter]:

@@ -179,8 +179,8 @@ class AttentionPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on what cannot be used."""
-        return tuple(self._problems)
+        """Sentences on what cannot be used, and on what this machine cannot do."""
+        return (*self.learner.remarks, *self._problems)
 
     def weights(self) -> Weights:
         """Copy all networks' weights, with the statistics of batch normalisation."""

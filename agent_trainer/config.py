@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_trainer.craft.augmentation import TONES, Augmentation
 from agent_trainer.craft.transfer import Transfer
-from agent_trainer.settings import read_settings
+from agent_trainer.settings import Compile, Precision, read_settings
 
 PADDING = 1  # pixels on each side of every convolution, as in rl-medical
 
@@ -53,6 +53,8 @@ class DqnConfig(BaseModel):
     double: bool = False  # van Hasselt et al. 2016; not in the paper
     target_every: int = Field(2500, ge=1)  # updates between copies to the target network; paper 1 §III
     target_at_round_start: bool = False  # the target network also takes each round's weights; ours
+    precision: Precision = "float32"  # mixed: bfloat16 where CUDA multiplies
+    compile: Compile = False  # networks by torch.compile, where a machine can
 
     # of what the agent sees as it learns, alike before and after a step; not in the paper. docs/craft/augmentation.md
     augmentation: Augmentation = Augmentation()

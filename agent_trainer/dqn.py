@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import torch
 from torch import Tensor
 
 from agent_trainer import saved_state
+from agent_trainer.compiling import ASKED, UNCOMPILED, Forward
 from agent_trainer.config import DqnConfig
 from agent_trainer.craft.transfer import Staged
 from agent_trainer.gradients import put_gradients
 from agent_trainer.losses import double_q_target, proximal, q_learning_target, td_error, weighted_loss
 from agent_trainer.networks import QNetwork, architecture, last_layers
+from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.targets import TargetCache
 from cairn.errors import Diverged, TrainingError
 
 Weights = dict[str, npt.NDArray[np.float32]]
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
+OWN_CODE = f"{ASKED}, and on a CPU this agent's convolutions are code of its own, which stays; {UNCOMPILED}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,17 @@ class Learner:
         self._anchor: dict[str, Tensor] = {}
         self._mu = 0.0
         self._targets = TargetCache(actions)
+        self._reduced, self._remark = reduced(config.precision, self._device)
+        own_code = OWN_CODE if self._device.type == "cpu" else ""
+        self._forward, self._forward_target = (
+            Forward(network, self._device, wanted=config.compile, own_code=own_code)
+            for network in (self.online, self._target)
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what was asked for and this machine cannot do."""
+        return tuple(filter(None, (self._remark, self._forward.remark)))
 
     def q_values(self, states: npt.NDArray[np.uint8], task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return Q of the policy network; float32[n, actions] of uint8[n, history, *box] and int64[n]."""
@@ -110,7 +125,9 @@ class Learner:
         self.staged.train(self.updates)
         task, a_tm1, weight = self._tensor(batch.task), self._tensor(batch.a_tm1), self._tensor(batch.weight)
         target = self._target_values(batch)
-        error = td_error(self.online(self._tensor(batch.s_tm1), task), a_tm1, target)
+        with autocast(self._device, self._reduced):
+            q_tm1 = self._forward(self._tensor(batch.s_tm1), task)
+        error = td_error(q_tm1.float(), a_tm1, target)
         loss = weighted_loss(error, weight, self.config.huber_delta)
         if self._mu:
             loss = loss + proximal(self._parameters, self._anchor, self._mu)
@@ -130,22 +147,21 @@ class Learner:
 
     def _target_values(self, batch: Batch) -> Tensor:
         """Return y of a batch, float32[b]. Of a state seen since the target network last changed, Q is remembered."""
-        with torch.inference_mode():
-            states, task = batch.s_t, batch.task
-
-            def q_target(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-                q: npt.NDArray[np.float32] = (
-                    self._target(self._tensor(states[rows]), self._tensor(task[rows])).cpu().numpy()
-                )
-                return q
-
-            q_t = self._tensor(self._targets.look_up(states, task, q_target))
-            r_t, discount_t = self._tensor(batch.r_t), self._tensor(batch.discount_t)
-            if not self.config.double:
-                target = q_learning_target(r_t, discount_t, q_t)
+        states, task = batch.s_t, batch.task
+        r_t, discount_t = self._tensor(batch.r_t), self._tensor(batch.discount_t)
+        with torch.no_grad(), autocast(self._device, self._reduced):
+            if self._device.type == "cuda":  # computes them sooner than the CPU looks them up
+                q_t = self._forward_target(self._tensor(states), self._tensor(task)).float()
             else:
-                target = double_q_target(r_t, discount_t, q_t, self.online(self._tensor(states), self._tensor(task)))
-        return target.clone()  # outside inference_mode, so that autograd takes it
+                q_t = self._tensor(self._targets.look_up(states, task, partial(self._q_target, batch)))
+            if not self.config.double:
+                return q_learning_target(r_t, discount_t, q_t)
+            selector = self._forward(self._tensor(states), self._tensor(task)).float()
+        return double_q_target(r_t, discount_t, q_t, selector)
+
+    def _q_target(self, batch: Batch, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        q: npt.NDArray[np.float32] = self._target(self._tensor(batch.s_t[rows]), self._tensor(batch.task[rows])).numpy()
+        return q
 
     def _step(self, gradients: tuple[Tensor, ...]) -> None:
         put_gradients(self._training(), gradients)
@@ -238,4 +254,4 @@ class Learner:
         return caller
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return on_device(array, self._device)

@@ -80,8 +80,8 @@ class DqnPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on the scenes that cannot be used."""
-        return self.scenes.problems
+        """Sentences on the scenes that cannot be used, and on what this machine cannot do."""
+        return (*self.learner.remarks, *self.scenes.problems)
 
     def weights(self) -> Weights:
         """Copy the policy network's weights."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -13,6 +13,10 @@ M = TypeVar("M", bound=BaseModel)
 ClassName: TypeAlias = Annotated[str, Field(max_length=LONGEST_NAME)]
 Classes: TypeAlias = Annotated[tuple[ClassName, ...], Field(min_length=2, max_length=MOST_CLASSES)]
 """The classes of a run, no more than a site's figures have room for."""
+# Two settings of every learner. At their defaults they are not written down: a site that does not know them yet takes
+# part, and goes on from a state that it saved.
+Precision: TypeAlias = Annotated[Literal["float32", "mixed"], Field(exclude_if=lambda value: value == "float32")]
+Compile: TypeAlias = Annotated[bool, Field(exclude_if=lambda value: not value)]
 
 
 def read_settings(model: type[M], text: str, algorithm: str) -> M:

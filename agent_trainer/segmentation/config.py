@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_trainer.craft.augmentation import Augmentation
 from agent_trainer.craft.transfer import Transfer
-from agent_trainer.settings import ClassName, read_settings
+from agent_trainer.settings import ClassName, Compile, read_settings
 from agent_trainer.volumes.settings import LEAST_MM, MOST_MM, Modality
 
 AHNET_STEP = 32  # by what AHNet divides each side of a patch
@@ -48,6 +48,7 @@ class SegmentationConfig(BaseModel):
     loss: Literal["dice", "dice-ce"] = "dice"  # paper 2 §4; dice-ce adds the cross-entropy
     augmentation: Augmentation = Augmentation()  # paper 2 §3.1 searches its probabilities; 0.5 each is "routine"
     precision: Literal["float32", "mixed"] = "float32"  # mixed: bfloat16 or float16 where CUDA multiplies
+    compile: Compile = False  # networks by torch.compile, where a machine can
 
     # federation and data
     round_updates: int = Field(100, ge=1)  # batches of each site in a round; the paper trains at one place

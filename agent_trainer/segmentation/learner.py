@@ -1,7 +1,6 @@
 """A network that segments with its optimiser: steps that are whole or not at all, a round's weights, a saved state."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +12,11 @@ from torch import Tensor
 
 from agent_trainer import saved_state
 from agent_trainer.algorithms import Weights
+from agent_trainer.compiling import Forward
 from agent_trainer.craft import transfer
 from agent_trainer.gradients import put_gradients
 from agent_trainer.module_weights import as_weights, put_weights
+from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from agent_trainer.segmentation.networks import architecture, last_layer, load_pretrained, network
@@ -54,7 +55,6 @@ class Learner:
 
     seed    of the first weights, and of dropout
     device  of torch; the number of its threads is the caller's affair
-    remark  a sentence when it cannot train as the config says; "" otherwise
     """
 
     def __init__(self, config: SegmentationConfig, *, seed: int, device: str = "cpu") -> None:
@@ -63,9 +63,10 @@ class Learner:
         self.config, self.updates = config, 0
         self._seed, self._device = seed, torch.device(device)
         self._run = saved_state.digest(seed, config)
-        self._reduced, self.remark = _precision(config, self._device)
+        self._reduced, self._remark = reduced(config.precision, self._device, scaled=True)
         self._scale, self._clean = (SCALE if self._reduced == torch.float16 else 1.0), 0
         self.network = network(config, seed).to(self._device)
+        self._forward = Forward(self.network, self._device, wanted=config.compile)
         kind = DiceLoss if config.loss == "dice" else DiceCELoss
         self._loss = kind(to_onehot_y=True, softmax=True)
         self.staged = transfer.Staged(self.network, config.transfer, last_layer(self.network, config))
@@ -76,6 +77,11 @@ class Learner:
             self._adam.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         self._anchor: list[Tensor] = []
         self._mu = 0.0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what was asked for and this machine cannot do."""
+        return tuple(filter(None, (self._remark, self._forward.remark)))
 
     def _live(self) -> list[Tensor]:
         """All that a step changes: parameters, statistics of batch norm, Adam's moments."""
@@ -89,7 +95,7 @@ class Learner:
         labels  int64[b, x, y, z]: 0, or the number of a class + 1
         Raises Diverged when the loss or a gradient is not finite; all is then as it was before the batch.
         """
-        x, y = images.to(self._device), labels[:, None].to(self._device)
+        x, y = on_device(images, self._device), on_device(labels[:, None], self._device)
         statistics = [buffer.clone() for buffer in self.network.buffers()]
         while True:
             gradients, loss, answers = self._gradients(x, y)
@@ -122,8 +128,9 @@ class Learner:
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         with seeded((self._seed << 32) + self.updates, self._device):  # dropout's draws follow from the update's number
-            with self._autocast():
-                logits = self.staged.train(self.updates)(x)
+            self.staged.train(self.updates)
+            with autocast(self._device, self._reduced):
+                logits = self._forward(x)
             loss = self._loss(logits.float(), y)
             training = self._training()
             found = torch.autograd.grad(loss * self._scale, training, allow_unused=True)
@@ -134,9 +141,6 @@ class Learner:
 
     def _training(self) -> list[Tensor]:
         return [p for p in self._parameters if p.requires_grad]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._reduced is None else torch.autocast(self._device.type, self._reduced)
 
     def probabilities(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return each class's probability, the background's first: float32[K + 1, x, y, z] of float32[x, y, z].
@@ -149,7 +153,7 @@ class Learner:
         network = self.network.eval()
 
         def answer(windows: Tensor) -> Tensor:
-            with self._autocast():
+            with autocast(self._device, self._reduced):
                 logits = network(windows)
             return torch.softmax(logits.float(), 1)
 
@@ -210,15 +214,6 @@ class Learner:
         torch._foreach_copy_(self._live(), saved.live)
         self.updates, self._mu, self._anchor = saved.updates, saved.mu, saved.anchor
         self._scale, self._clean = saved.scale, saved.clean
-
-
-def _precision(config: SegmentationConfig, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """Return what the network multiplies in besides float32, and a sentence when that is not what was asked for."""
-    if config.precision == "float32":
-        return None, ""
-    if device.type != "cuda":
-        return None, "mixed precision was asked for, and this machine trains without CUDA; it trains in float32"
-    return (torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16), ""
 
 
 def _dice(answers: Tensor, labels: Tensor, classes: int) -> float | None:

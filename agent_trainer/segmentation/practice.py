@@ -86,8 +86,6 @@ class SegmentationPractice:
         self._queue: deque[int] = deque()  # places of the volumes that come next
         self.learner = Learner(config, seed=seed, device=device)
         self._local = local_names(self.learner.network, config.keep_local)
-        if self.learner.remark:
-            self._problems.append(self.learner.remark)
         self._restore()
 
     def _read(self, cases: tuple[Case, ...]) -> list[Volume]:
@@ -111,8 +109,8 @@ class SegmentationPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on what could not be used."""
-        return tuple(dict.fromkeys(self._problems))
+        """Sentences on what could not be used, and on what this machine cannot do."""
+        return (*self.learner.remarks, *dict.fromkeys(self._problems))
 
     def weights(self) -> Weights:
         """Copy the network's weights, with the statistics of batch norm."""

@@ -135,14 +135,6 @@ def test_a_step_that_diverges_leaves_everything_as_it_was(tmp_path: Path) -> Non
     practice.learner.step(images, labels)
 
 
-def test_mixed_precision_without_cuda_is_float32_and_the_site_is_told(tmp_path: Path) -> None:
-    mixed, plain = begun(tmp_path / "a", precision="mixed"), begun(tmp_path / "b")
-    assert mixed.problems[-1].startswith("mixed precision was asked for, and this machine trains without CUDA")
-    for practice in (mixed, plain):
-        train(practice, 2)
-    assert alike(mixed, plain)
-
-
 def test_the_proximal_term_holds_weights_to_the_rounds(tmp_path: Path) -> None:
     far = []
     for mu in (0.0, 100.0):
