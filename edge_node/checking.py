@@ -99,6 +99,7 @@ def _resolved(settings: SiteSettings) -> dict[str, Any]:
         "local.page": settings.local.page,
         "backend": settings.backend,
         "threads": settings.threads,
+        "scale": settings.scale.model_dump(exclude_none=True) if settings.scale else None,
         "rescan_seconds": settings.rescan_seconds,
     }
 

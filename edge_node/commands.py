@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cairn import invitation
-from cairn.errors import BadToken, ConfigError
+from cairn.errors import BadToken
 from cairn.figures import in_words
 from cairn.health import ask as ask_health
 from cairn.secrecy import keep_private, no_dumps
 from cairn.stopping import told_to_stop
 from edge_node import policy_commands
+from edge_node.count_command import count
 from edge_node.privacy.commands import budget
 from edge_node.settings import load_settings
 
@@ -175,35 +176,7 @@ def _training_words(training: "edge_pb2.TrainingStatus") -> str:
 SHOWN = {"loss", "reward", "accuracy"}
 
 
-@app.command()
-def count(
-    config: Config,
-    plan: Annotated[Path, typer.Option(help="A published plan, as the aggregator's bytes.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Where the tally file goes.", show_default=False)],
-) -> None:
-    """Tally one plan over all images of the site, without an aggregator; nothing is sent.
-
-    Example: `cairn edge count --config site.toml --plan moments.plan --out moments.tally`
-    """
-    from cairn import codec, kernels  # noqa: PLC0415
-    from cairn.plan import fingerprint  # noqa: PLC0415
-    from edge_node.status import Board  # noqa: PLC0415
-    from edge_node.worker import Job, count_offline  # noqa: PLC0415
-
-    settings = load_settings(config)
-    try:
-        published = plan.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{plan} cannot be read ({error.strerror}); name a published plan with --plan") from error
-    functions = kernels.load(settings.kernels)
-    job = Job(codec.decode_plan(published), fingerprint(published), settings, functions, Board(), lambda: False)
-    tally, problems = count_offline(job)
-    codec.write_tally(out, tally)
-    for problem in problems:
-        typer.echo(f"left out: {problem.detail}", err=True)
-    typer.echo(f"{out} written, {out.stat().st_size:,} bytes")
-
-
+app.command()(count)
 app.command()(policy_commands.approve)
 app.command()(policy_commands.refuse)
 app.command()(policy_commands.forget)

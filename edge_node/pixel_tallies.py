@@ -13,6 +13,7 @@ from edge_node.approval import Offer, Offers
 from edge_node.outbox import FULL, Outbox
 from edge_node.privacy.ledger import Ledger
 from edge_node.privacy.noised import noised
+from edge_node.scale.choice import chosen
 from edge_node.settings import SiteSettings
 from edge_node.status import Board, Log, Problem
 
@@ -83,17 +84,17 @@ class PixelTallies:
         try:
             ledger = Ledger(self._settings.state_dir, self._settings.privacy) if plan.privacy is not None else None
             with self._traces.span("count", of, **ids):
-                counted = worker.count(
-                    worker.Job(
-                        plan,
-                        of,
-                        self._settings,
-                        functions,
-                        self._board,
-                        cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
-                        seed=ledger.sampling_seed(of) if ledger else b"",
-                    )
+                job = worker.Job(
+                    plan,
+                    of,
+                    self._settings,
+                    functions,
+                    self._board,
+                    cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
+                    seed=ledger.sampling_seed(of) if ledger else b"",
                 )
+                with chosen(job, self._settings.scale) as (by, _):
+                    counted = worker.count(job, by)
             self._report()  # so that the aggregator knows the size of the images when the tally arrives
             if ledger is not None:
                 counted = noised(plan, counted, ledger.spend(plan, of, counted.tables, datetime.now(UTC)))

@@ -239,6 +239,23 @@ class Policy(_Section):
         }
 
 
+class Scale(_Section):
+    """By whom images are counted; without this section by threads of the service's own process.
+
+    workers    processes that are started on this machine
+    scheduler  address of the site's own Dask cluster, whose workers see the folder of images under the same path
+    """
+
+    workers: int | None = Field(None, ge=1, le=1024)
+    scheduler: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Scale":
+        if (self.workers is None) == (self.scheduler is None):
+            raise ValueError("give workers = NUMBER for processes of this machine, or scheduler = ADDRESS, one of both")
+        return self
+
+
 class SiteSettings(Settings):
     """The whole of site.toml."""
 
@@ -251,6 +268,7 @@ class SiteSettings(Settings):
     privacy: PrivacySettings = PrivacySettings()
     labels: Labels = Labels()
     local: Local = Local()
+    scale: Scale | None = None
     backend: Literal["auto", "numpy", "numba", "cupy"] = "auto"
     threads: int = Field(2, ge=1, le=256)
     rescan_seconds: float = Field(60.0, gt=0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TypeAlias
 
 from cairn.errors import ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
@@ -82,15 +83,18 @@ class Wanted:
     stamp   as it was when its window was frozen
     pixels  as its head says
     unit    of a private plan: images with the same are one unit's
+    tiles   that can be read apart
     """
 
     source: ImageSource
     stamp: Stamp
     pixels: int
     unit: str
+    tiles: int = 1
 
 
 File = tuple[Frozen, ImageSource | None]
+Counting: TypeAlias = Callable[[Job, Sequence[File]], tuple[Tally, list[Problem]]]
 
 
 def pixel_stage(plan: Plan) -> PixelStage:
@@ -204,14 +208,15 @@ def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Generator[Tile]:
         reader.join()
 
 
-def count(job: Job) -> Tally:
+def count(job: Job, by: Counting | None = None) -> Tally:
     """Tally a plan over the images of its window, as they were when the window was frozen.
 
+    by  counts the files; this process, by `count_files`, when None
     Raises GivenUp, NothingCountable; StorageFull or OSError when the site's disk fails; ImageError when the folder is
     not there; StudyError when the record of the windows is damaged.
     """
     files = frozen_files(job)
-    tally, problems = count_files(job, files)
+    tally, problems = (by or count_files)(job, files)
     if files and len(problems) == len(files):
         if all(problem.kind == GONE for problem in problems):
             raise ImageError(f"not one of the window's {len(files)} images is there; is the folder mounted?")
@@ -288,7 +293,8 @@ def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]
             with opened(source, job.settings.images) as image:
                 check_bands(image, job.plan)
                 pixels = image.height * image.width * image.depth
-                wanted.append(Wanted(source, frozen.stamp, pixels, unit_of(job, source)))
+                tiles = image.tile_count(job.levels.bands)
+                wanted.append(Wanted(source, frozen.stamp, pixels, unit_of(job, source), tiles))
         except Unfit as unfit:
             problems.append(unfit.problem)
     return wanted, problems
@@ -330,20 +336,26 @@ def labelled(job: Job, source: ImageSource, image: Image) -> Iterator[Labelled |
 
 
 def watched(job: Job, tiles: Iterator[Tile]) -> Iterator[Tile]:
-    """Pass tiles on, count them as done, and give up when it is time. Raises Unfit when they cannot be read."""
+    """Pass tiles on, count them as done, and give up when it is time. Raises Unfit, GivenUp."""
+    for tile in readable(tiles):
+        if job.cancelled():
+            raise GivenUp
+        yield tile
+        job.board.advance(tile.values[0].size)
+
+
+def readable(tiles: Iterator[Tile]) -> Generator[Tile]:
+    """Pass tiles on. Raises Unfit when they cannot be read."""
     try:
-        for tile in tiles:
-            if job.cancelled():
-                raise GivenUp
-            yield tile
-            job.board.advance(tile.values[0].size)
+        yield from tiles
     except ImageError as error:
         raise Unfit(UNREADABLE, str(error)) from error
 
 
-def count_offline(job: Job) -> tuple[Tally, list[Problem]]:
-    """Tally a plan over all images of the folder as they are now, whatever their windows. Raises as `count` does.
+def count_offline(job: Job, by: Counting | None = None) -> tuple[Tally, list[Problem]]:
+    """Tally a plan over all images of the folder as they are now, whatever their windows; for `by` see `count`.
 
+    Raises as `count` does.
     PlanError for a private plan: its tally may only leave noisy, and only the service keeps account of that.
     """
     if job.plan.privacy is not None:
@@ -352,4 +364,4 @@ def count_offline(job: Job) -> tuple[Tally, list[Problem]]:
     for source in find_images(job.settings.images.folder):
         with suppress(ImageError):
             files.append((Frozen(source.id, source.stamp(), job.plan.window), source))
-    return count_files(job, files)
+    return (by or count_files)(job, files)

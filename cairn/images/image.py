@@ -7,10 +7,11 @@ one sentence is the same for all formats and stands here.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
@@ -129,12 +130,13 @@ class Image:
         hint = f"; did you mean {near[0]}" if near else ""
         raise ImageError(f"{self.name}: band {wanted}{mapped} is missing, {has}{hint}")
 
-    def tiles(self, wanted: Sequence[str], size: int = TILE) -> Iterator[Tile]:
+    def tiles(self, wanted: Sequence[str], size: int = TILE, part: range | None = None) -> Iterator[Tile]:
         """Walk over the whole image, every pixel once, slice by slice and in rows of tiles.
 
         wanted  band names, at least one
         size    a tile's side in pixels where the file leaves the choice; a tile holds whole chunks of the file, so it
                 is larger where chunks are larger, and full-width where the file is stored in strips
+        part    numbers of the tiles to walk over, within `tile_count`; all of them when None
         Raises ImageError, at once for a missing band and from the iterator for unreadable pixels.
         """
         if not wanted or size < 1:
@@ -142,18 +144,39 @@ class Image:
                 f"{self.name}: asked for {len(wanted)} bands in tiles of {size}; expected 1 or more of each"
             )
         bands = self.indices(wanted)
-        in_memory = len(bands) if self.bands_apart else max(len(bands), len(self.bands))
-        if self.bands_apart and len(bands) > 1 and math.prod(self.chunk) * self.dtype.itemsize * in_memory > TILE_BYTES:
+        if self._needs_spool(bands):
             return self._spooled(bands, size)
-        return self._direct(bands, size, in_memory)
+        places = self._places(bands, size)
+        return self._direct(bands, places if part is None else islice(places, part.start, part.stop))
 
-    def _direct(self, bands: Sequence[int], size: int, in_memory: int, z: int | None = None) -> Iterator[Tile]:
-        shape = window_shape(self.chunk, (self.height, self.width), size, in_memory * self.dtype.itemsize)
-        for at in range(self.depth) if z is None else (z,):
-            for y, x, h, w in windows(self.height, self.width, shape):
-                with explained(self.name):
-                    values = self.read(bands, Window(at, y, x, h, w))
-                yield Tile(at, y, x, values)
+    def tile_count(self, wanted: Sequence[str], size: int = TILE) -> int:
+        """Count the tiles that `tiles` can read apart; 1 where only all of them together. Raises ImageError."""
+        bands = self.indices(wanted)
+        if self._needs_spool(bands):
+            return 1
+        rows, columns = self._tile_shape(bands, size)
+        return self.depth * math.ceil(self.height / rows) * math.ceil(self.width / columns)
+
+    def _in_memory(self, bands: Sequence[int]) -> int:
+        return (len(bands) if self.bands_apart else max(len(bands), len(self.bands))) * self.dtype.itemsize
+
+    def _needs_spool(self, bands: Sequence[int]) -> bool:
+        return self.bands_apart and len(bands) > 1 and math.prod(self.chunk) * self._in_memory(bands) > TILE_BYTES
+
+    def _tile_shape(self, bands: Sequence[int], size: int) -> tuple[int, int]:
+        return window_shape(self.chunk, (self.height, self.width), size, self._in_memory(bands))
+
+    def _places(self, bands: Sequence[int], size: int, slices: Iterable[int] | None = None) -> Iterator[Window]:
+        shape = self._tile_shape(bands, size)
+        for z in range(self.depth) if slices is None else slices:
+            for window in windows(self.height, self.width, shape):
+                yield Window(z, *window)
+
+    def _direct(self, bands: Sequence[int], places: Iterable[Window]) -> Iterator[Tile]:
+        for at in places:
+            with explained(self.name):
+                values = self.read(bands, at)
+            yield Tile(at.z, at.y, at.x, values)
 
     def _spooled(self, bands: Sequence[int], size: int) -> Iterator[Tile]:
         """Walk by way of a file over an image whose chunks are too large to hold one of each band; slice by slice."""
@@ -165,7 +188,7 @@ class Image:
                 file = stack.enter_context(tempfile.TemporaryFile())
             for z in range(self.depth):
                 for slot, band in enumerate(bands):
-                    for tile in self._direct([band], 1, 1, z=z):
+                    for tile in self._direct([band], self._places([band], 1, [z])):
                         with unpacking(self.name):
                             write_rows(file, slot * plane, tile, self.width)
                 for y, x, h, w in windows(self.height, self.width, rows):

@@ -1,0 +1,146 @@
+"""What is counted apart: pieces of the work, and sums that say which pieces they hold.
+
+A piece is an image, or a band of tiles of a large one. Every piece has a number, and a sum carries the numbers of its
+pieces; two sums that share one are never added, so that no pixel can be in a tally twice, however often a piece was
+counted anew because a worker was lost.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cairn import moments, tally
+from cairn.errors import PlanMismatch
+from cairn.plan import CodebookPlan, Plan
+from cairn.tally import Tables
+from edge_node.counting import IN_WORDS
+from edge_node.status import Problem
+from edge_node.worker import Wanted
+
+Held = tuple[tuple[int, int], ...]  # numbers as ranges [first, end), rising, not touching
+
+LEAST, MOST = 1 << 22, 1 << 26  # pixels that are counted at once: tables of 100 MB are made and added for each
+SHARES = 4  # for each worker, so that none waits long for the last one
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An image, or a band of its tiles.
+
+    number  among all pieces of the count, from 0
+    image   number of the image among those to be counted
+    tiles   of a part of an image; None for all of it
+    """
+
+    number: int
+    image: int
+    wanted: Wanted
+    tiles: range | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Of a part of an image about as many."""
+        if self.tiles is None:
+            return self.wanted.pixels
+        first, end = (self.wanted.pixels * at // self.wanted.tiles for at in (self.tiles.start, self.tiles.stop))
+        return end - first
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What some pieces hold together.
+
+    held    the pieces' numbers, those of images that were left out among them
+    tables  None: no pixel was counted
+    unfit   images that were left out, each with why
+    """
+
+    held: Held
+    tables: Tables | None
+    unfit: tuple[tuple[int, Problem], ...] = ()
+
+
+def countable_in_pieces(plan: Plan) -> bool:
+    """Tell whether workers may share a plan: label images are written, and private pixels chosen, by one process."""
+    return not isinstance(plan.stage, CodebookPlan) and plan.privacy is None
+
+
+def share(pixels: int, workers: int) -> int:
+    """Choose how many pixels are counted at once: small enough to go round, large enough to be worth their tables."""
+    return min(max(pixels // (SHARES * max(workers, 1)), LEAST), MOST)
+
+
+def cut(wanted: Sequence[Wanted], pixels: int) -> list[tuple[Piece, ...]]:
+    """Lay images out in batches of about `pixels`: images whole, as many as fit, or a part of a larger one alone."""
+    batches: list[tuple[Piece, ...]] = []
+    together: list[Piece] = []
+    number = filled = 0
+    for image, one in enumerate(wanted):
+        parts = min(-(-one.pixels // pixels), one.tiles)
+        if parts > 1:
+            for part in range(parts):
+                tiles = range(one.tiles * part // parts, one.tiles * (part + 1) // parts)
+                batches.append((Piece(number, image, one, tiles),))
+                number += 1
+            continue
+        if together and filled + one.pixels > pixels:
+            batches.append(tuple(together))
+            together, filled = [], 0
+        together.append(Piece(number, image, one))
+        number, filled = number + 1, filled + one.pixels
+    return [*batches, tuple(together)] if together else batches
+
+
+def joined(sums: Sequence[Sum], *, one_image: bool = False) -> Sum:
+    """Add sums into a new one, the given ones stay as they are: whoever lost the result can make it again.
+
+    one_image  they are parts of one image: when one was left out, all are
+    Raises PlanMismatch when a piece is in two of them.
+    """
+    held = hold(held for one in sums for held in one.held)
+    unfit = tuple(found for one in sums for found in one.unfit)
+    if unfit and one_image:
+        return Sum(held, None, unfit[:1])
+    tables: Tables | None = None
+    for one in sums:
+        if one.tables is None:
+            continue
+        if tables is None:
+            tables = {name: table.copy() for name, table in one.tables.items()}
+        else:
+            tally.add(tables, one.tables)
+    for name in IN_WORDS:
+        if tables and name in tables:
+            moments.carry(tables[name])
+    return Sum(held, tables, unfit)
+
+
+def hold(ranges: Iterable[tuple[int, int]]) -> Held:
+    """Join ranges of pieces' numbers. Raises PlanMismatch when one is there twice."""
+    found: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if found and first < found[-1][1]:
+            raise PlanMismatch(f"piece {first} of the images was to be added twice; count the plan again")
+        if found and first == found[-1][1]:
+            found[-1] = found[-1][0], end
+        else:
+            found.append((first, end))
+    return tuple(found)
+
+
+def whole(found: Sum, pieces: int) -> None:
+    """Refuse a sum that does not hold every piece. Raises PlanMismatch."""
+    if found.held != (((0, pieces),) if pieces else ()):
+        missing = pieces - sum(end - first for first, end in found.held)
+        raise PlanMismatch(f"the sum lacks {missing} of {pieces} pieces of the images; count the plan again")
+
+
+def same_image(batches: Sequence[tuple[Piece, ...]]) -> Iterator[tuple[bool, list[int]]]:
+    """Group the batches' numbers: the parts of one image together (True), every other batch by itself (False)."""
+    parts: dict[int, list[int]] = {}
+    for number, batch in enumerate(batches):
+        if batch[0].tiles is None:
+            yield False, [number]
+        else:
+            parts.setdefault(batch[0].image, []).append(number)
+    for numbers in parts.values():
+        yield True, numbers

@@ -1,0 +1,94 @@
+"""What a worker does: it opens the images itself, counts a batch of pieces, and keeps the tables until they are added.
+
+Everything here is a function of what it is given, and of files that may not change: done again elsewhere, it gives the
+same. Pixels stay in the worker.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distributed import get_worker
+
+import cairn
+from cairn import codec, kernels
+from cairn.errors import ConfigError, ImageError
+from cairn.plan import Plan
+from edge_node.counting import Counter
+from edge_node.scale.pieces import Piece, Sum, hold
+from edge_node.settings import Images
+from edge_node.worker import (
+    UNCOUNTABLE,
+    Unfit,
+    ahead,
+    check_unchanged,
+    levels_of,
+    opened,
+    pixel_stage,
+    readable,
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all workers are told.
+
+    version    of the Cairn that asks
+    published  the plan's bytes
+    backend    "auto" is each machine's own fastest: all count the same
+    topic      under which a worker tells which piece it has done
+    """
+
+    version: str
+    published: bytes
+    images: Images
+    backend: Literal["auto", "numpy", "numba", "cupy"]
+    topic: str
+
+
+def ready(version: str, folder: str) -> None:
+    """Refuse to count with another Cairn, or where the images are not. Raises ConfigError."""
+    if cairn.__version__ != version:
+        raise ConfigError(
+            f"has Cairn {cairn.__version__}, and {version} asks; install cairn-federation=={version} there"
+        )
+    if not Path(folder).is_dir():
+        raise ConfigError(f"has no folder {folder}; mount the images there under the same path")
+
+
+def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
+    """Count pieces, each wholly or not at all. Raises ConfigError where this worker cannot."""
+    ready(order.version, str(order.images.folder))
+    plan = codec.decode_plan(order.published)
+    functions = kernels.load(kernels.best()[0] if order.backend == "auto" else order.backend)
+    counter = Counter(pixel_stage(plan), functions)
+    on_gpu = functions.name == "cupy"
+    unfit = []
+    for piece in batch:
+        try:
+            _count_piece(piece, plan, order, counter, on_gpu=on_gpu)
+        except Unfit as error:
+            unfit.append((piece.image, error.problem))
+        get_worker().log_event(order.topic, [piece.number, piece.pixels])
+    held = hold((piece.number, piece.number + 1) for piece in batch)
+    return Sum(held, counter.tables() if len(unfit) < len(batch) else None, tuple(unfit))
+
+
+def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, *, on_gpu: bool) -> None:
+    """Count one piece, or take it back. Raises Unfit.
+
+    It is read by the thread that counts: a worker is one core, and there is one for each. A GPU counts while the next
+    tile is read.
+    """
+    source, stamp = piece.wanted.source, piece.wanted.stamp
+    check_unchanged(source, stamp)
+    with counter.image(), opened(source, order.images) as image:
+        found = image.tiles(levels_of(plan).bands, part=piece.tiles)
+        tiles = readable(ahead(found) if on_gpu else found)
+        try:
+            with closing(tiles):
+                counter.add(tiles)
+        except ImageError as error:
+            raise Unfit(UNCOUNTABLE, f"{source.id}: {error}") from error
+        check_unchanged(source, stamp)
