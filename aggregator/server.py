@@ -1,6 +1,7 @@
 """The aggregator, assembled: from its settings to two gRPC ports, the pages and the coordinator, and down again."""
 
 import json
+import resource
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -329,6 +330,7 @@ class Aggregator:
 def serve_until_told(settings: AggregatorSettings, log: Log) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigError."""
     told = told_to_stop()
+    _open_many_files()
     try:
         aggregator = Aggregator(settings, log)
         aggregator.start()
@@ -336,3 +338,9 @@ def serve_until_told(settings: AggregatorSettings, log: Log) -> None:
         raise ConfigError(f"the aggregator cannot start: {error.strerror or error} {error.filename or ''}") from error
     told.wait()
     aggregator.stop()
+
+
+def _open_many_files() -> None:
+    """Take all the open files that this process may have: each connection and each upload holds one, and 1,024 come."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -72,7 +72,7 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: int = Field(default=256, ge=8, le=8192)
+    threads: int = Field(default=1024, ge=8, le=8192)
     calls_a_second: float = Field(default=100.0, ge=1)
     upload_bytes: int = Field(default=1 << 30, ge=1 << 20)
     failed_enrolments: int = Field(default=10, ge=1)

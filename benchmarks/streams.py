@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,25 +41,22 @@ PAUSE_S = 5.0
 HUNG_UP = "slow connections on which the server hung up"
 RANGE: dict[str, Callable[[Iterable[int]], int]] = {"least": min, "most": max}
 OPEN_S = 240.0  # for everything to be open
-THREADS = (1200,)  # of the aggregator: room for all. With the 256 that come, the streams hold every one of them
 
 
 def run() -> Iterator[dict[str, Any]]:
     """Measure the honest site alone, then among the others; and the aggregator's memory."""
-    for threads in THREADS:
-        with tempfile.TemporaryDirectory() as folder:
-            yield from asyncio.run(_measure(Path(folder), threads))
+    with tempfile.TemporaryDirectory() as folder:
+        yield from asyncio.run(_measure(Path(folder)))
 
 
-async def _measure(folder: Path, threads: int) -> list[dict[str, Any]]:
+async def _measure(folder: Path) -> list[dict[str, Any]]:
     initialise(folder / "a", "streams", ["127.0.0.1:0"], datetime.now(UTC))
-    settings = folder / "a" / "aggregator.toml"
-    text, limits, rest = settings.read_text().partition("[limits]\n")
-    settings.write_text(text + limits + f"threads = {threads}\n" + rest.replace("\nthreads", "\n# threads"))
+    log = folder / "aggregator.log"
     members = _members(folder / "a", [f"site-{n}" for n in range(SITES)] + ["honest"])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cairn", "aggregator", "serve", "--dir", str(folder / "a")], stderr=subprocess.DEVNULL
-    )
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cairn", "aggregator", "serve", "--dir", str(folder / "a")], stderr=said
+        )
     try:
         address = _address(folder / "a", process)
         plans = _studies(folder / "a")
@@ -73,10 +71,10 @@ async def _measure(folder: Path, threads: int) -> list[dict[str, Any]]:
         tasks = [
             asyncio.create_task(_endless(channel, plan, counted)) for channel in channels.values() for plan in plans
         ]
-        await _until(lambda: counted["open"] >= min(SITES * STUDIES, threads))
+        await _until(lambda: counted["open"] >= SITES * STUDIES)
         host, _, port = address.rpartition(":")
         tasks += [asyncio.create_task(_slow(host, int(port), counted)) for _ in range(SLOW)]
-        await _until(lambda: counted["open"] >= min(SITES * STUDIES, threads) and counted["slow"] >= SLOW)
+        await _until(lambda: counted["open"] >= SITES * STUDIES and counted["slow"] >= SLOW)
         looks: list[tuple[int, int, int]] = []
         among = await _honest(
             honest, plans[0], lambda: looks.append((counted["open"], counted["slow"], memory.memory_info().rss))
@@ -92,12 +90,13 @@ async def _measure(folder: Path, threads: int) -> list[dict[str, Any]]:
             *(_line(f"open/{name}", value(streams), "upload streams") for name, value in RANGE.items()),
             *(_line(f"slow/{name}", value(slow), "connections without a handshake") for name, value in RANGE.items()),
             *(_line(f"refused/{why}", number, "times") for why, number in refused.items()),
+            *(_line(f"log/{what}", number, "times") for what, number in _problems(log).items()),
             *(_line(f"alone/{name}", value, "ms") for name, value in alone.items()),
             *(_line(f"among/{name}", value, "ms") for name, value in among.items()),
             _line("memory/before", before / 1e6, "MB"),
             _line("memory/most", max(rss) / 1e6, "MB"),
         ]
-        return [{**line, "name": f"streams/{threads}-threads/{line['name']}"} for line in found]
+        return [{**line, "name": f"streams/{line['name']}"} for line in found]
     finally:
         process.terminate()
         process.wait(60)
@@ -108,6 +107,16 @@ async def _until(there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + OPEN_S
     while not there() and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
+
+
+def _problems(log: Path) -> Counter[str]:
+    """Count what the aggregator wrote of calls that it refused or failed at, by why."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return Counter(
+        str(line.get("because") or line.get("exception", "")).strip().rpartition("\n")[2][:80]
+        for line in lines
+        if line.get("event") in {"refused", "failed"}
+    )
 
 
 def _line(name: str, value: float, unit: str) -> dict[str, Any]:

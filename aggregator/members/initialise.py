@@ -59,7 +59,7 @@ pki_dir = "pki"
 {key_file}
 
 [limits]
-# threads = 256            # calls open at once; every connected site holds one or two
+# threads = 1024           # calls open at once; every connected site holds one or two
 # failed_enrolments = 10   # from one address within a minute
 
 # With this section the sites can train together: a Flower SuperLink runs beside the aggregator, on a port of its own

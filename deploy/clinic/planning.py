@@ -130,7 +130,7 @@ def hardened(planned: Planned, *, gpu: bool) -> dict[str, Any]:
         "tmpfs": {TMP: "size=1g,mode=1777"},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        "pids_limit": 1024,
+        "pids_limit": 2048,
         "init": True,
         "mem_limit": planned.memory,
         "nano_cpus": round(planned.cpus * 1e9),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import sqlalchemy
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -57,13 +58,13 @@ def list_sites(profile: Path) -> dict[str, operations_pb2.Site]:
 
 
 class Process:
-    """`cairn aggregator serve` as a process."""
+    """`cairn aggregator serve` as a process, with the few open files that many a system gives."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = (folder / "log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cairn", "aggregator", "serve", "--dir", str(folder)],
+            ["sh", "-c", f'ulimit -Sn 256; exec {sys.executable} -m cairn aggregator serve --dir "$0"', str(folder)],
             stderr=self.log,
         )
 
@@ -102,6 +103,8 @@ def serve(tmp_path: Path, clock) -> Iterator[Callable[[], Process]]:
 def test_a_served_aggregator_stops_when_told_with_exit_code_0_also_with_open_streams(serve, tmp_path, number) -> None:
     program = serve()
     address = program.addresses()["address"]
+    files_at_most = psutil.Process(program.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert files_at_most[0] == files_at_most[1] > 256
     with operator_channel(program.folder / "operator") as channel, errors_from_wire():
         stub = operations_pb2_grpc.SitesStub(channel)
         line = stub.InviteSite(operations_pb2.InviteSiteRequest(name="north"), timeout=10).invitation
