@@ -27,7 +27,7 @@ def run() -> Iterator[dict[str, Any]]:
         return
     import cupy  # noqa: PLC0415 (only where there is a GPU)
 
-    from cairn.kernels import cupy_  # noqa: PLC0415
+    from cairn.kernels import cupy_tables as cupy_  # noqa: PLC0415
 
     some = cupy.asarray(image_keys(20_000_000))
     keys = cupy.tile(some, KEYS // len(some))

@@ -10,6 +10,7 @@ CairnError
 ├─ TrainingError    Diverged · TooFewSites
 ├─ ImageError       unreadable, wrong bands, wrong dtype: the file and what was expected
 ├─ Unreachable      the other side could not be reached in time
+├─ DeviceError      a GPU that failed, has no room or is too old; never crosses the wire
 └─ ConfigError      a setting; never crosses the wire
 
 A message is one sentence for a person: what was found, what was expected, what to do.
@@ -163,6 +164,10 @@ class Unreachable(CairnError):
     """The other side did not answer in time."""
 
     grpc_status = "UNAVAILABLE"
+
+
+class DeviceError(CairnError):
+    """A GPU failed, has no room, or is of an unsupported kind. Never crosses the wire."""
 
 
 class ConfigError(CairnError):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cairn.errors import PlanMismatch
 from cairn.hashing import Keys, RowSeeds
 from cairn.kernels import Kernels
+from cairn.kernels.pixels_numpy import Levels
 from cairn.pixels import BACKGROUND
 from cairn.plan import CountsPlan
 from cairn.sketch import error_bound
@@ -40,11 +41,16 @@ class KeyCounter:
         shapes = stage.shapes()
         self._names = (*(f"sketch_{bits}" for bits in self._levels[:-1]), "dense")
         self._base = _Base([tuple(shapes[name]) for name in self._names], kernels, stage.sketch.seeds())
+        self._quantiser = stage.quantiser
         self._workers = [_Worker(self._base, self._levels, stage.quantiser.keyspace.bits) for _ in range(workers)]
 
     def add(self, keys: Keys, worker: int = 0) -> None:
         """Count keys uint64[n], each below the key space's size; BACKGROUND is left out."""
         self._workers[worker].add(keys)
+
+    def add_pixels(self, levels: Levels, worker: int = 0) -> None:
+        """Count the foreground of pixels uint16[bands, n]."""
+        self.add(self._quantiser.keys(levels, self._base.kernels), worker)
 
     def checkpoint(self) -> None:
         """Keep all that was added; `rollback` goes back to here."""
@@ -287,6 +293,7 @@ class _Search:
         self.bits = (stage.dense_bits, *stage.sketch_bits)
         self.size = stage.quantiser.keyspace.size
         self.seeds = stage.sketch.seeds()
+        self.sketches = [kernels.hold(tables[f"sketch_{bits}"]) for bits in stage.sketch_bits]
         self.noise = [dense_noise, *(_noise(tables[f"sketch_{bits}"]) for bits in stage.sketch_bits)]
         self.budget = [BEAM * max(k, 1)] * (len(self.bits) - 1)
         # Without sketches the dense table holds whole keys, and a noisy cell is shown only where it stands out.
@@ -341,7 +348,7 @@ class _Search:
         inside = children <= last
         limits = np.repeat(limits, 2**step)[inside]
         children = children[inside]
-        found = self.kernels.estimate(self.tables[f"sketch_{self.bits[level + 1]}"], children, self.seeds)
+        found = self.kernels.estimate(self.sketches[level], children, self.seeds)
         if level + 2 < len(self.bits):
             found = np.minimum(found, limits + 2 * self.noise[level])
         kept = found >= max(1, self.noise[level + 1])

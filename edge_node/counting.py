@@ -22,8 +22,8 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from cairn import moments, tally
+from cairn.device import DeviceCounter, key_counter
 from cairn.errors import ImageError
-from cairn.hashing import Keys
 from cairn.heavy import KeyCounter
 from cairn.images import Tile
 from cairn.kernels import Kernels
@@ -54,7 +54,7 @@ class Counter:
     def __init__(self, stage: PixelStage, kernels: Kernels, workers: int = 1, terms: Privacy | None = None) -> None:
         self._stage = stage
         self._kernels = kernels
-        self._keys = KeyCounter(stage, kernels, workers) if isinstance(stage, CountsPlan) else None
+        self._keys = key_counter(stage, kernels, workers) if isinstance(stage, CountsPlan) else None
         codebook = Codebook(stage, kernels) if isinstance(stage, CodebookPlan) else None
         self._work = [_work(stage, kernels, terms, self._keys, codebook, worker) for worker in range(workers)]
         self._kept = _small(stage)
@@ -62,16 +62,19 @@ class Counter:
 
     @contextmanager
     def image(self) -> Iterator[None]:
-        """Keep what is added inside the block, or, when it raises, take all of it back exactly."""
+        """Keep what is added inside the block, or, when it raises, take all of it back exactly.
+
+        Raises DeviceError when a GPU failed: count the image again, the CPU does it.
+        """
         self._open = [_small(self._stage) for _ in self._open]
         try:
             yield
+            if self._keys:
+                self._keys.checkpoint()
         except BaseException:
             if self._keys:
                 self._keys.rollback()
             raise
-        if self._keys:
-            self._keys.checkpoint()
         for tables in self._open:
             tally.add(self._kept, tables)
         for name in IN_WORDS:
@@ -100,7 +103,10 @@ class Counter:
     def tables(self) -> Tables:
         """Return the tables of all images kept so far; a counts tally's are the counter's own arrays, not copies."""
         tables = {name: table.copy() for name, table in self._kept.items()}
-        return tables | self._keys.tables() if self._keys else tables
+        if self._keys:
+            tables |= self._keys.tables()
+            tables["foreground"] = tables["dense"].sum(keepdims=True)
+        return tables
 
     def _run(self, shared: "_Shared", worker: int) -> int:
         pixels = 0
@@ -139,7 +145,7 @@ class _Shared:
 
 
 def _small(stage: PixelStage) -> Tables:
-    """Make a stage's tables, without those of a `KeyCounter`, which keeps its own."""
+    """Make a stage's tables, without those of a counter of keys, which keeps its own."""
     if isinstance(stage, CountsPlan):
         return {"pixels": np.zeros(1, np.int64), "foreground": np.zeros(1, np.int64)}
     return tally.zeros(stage)
@@ -157,7 +163,7 @@ def _work(
     stage: PixelStage,
     kernels: Kernels,
     terms: Privacy | None,
-    keys: KeyCounter | None,
+    keys: KeyCounter | DeviceCounter | None,
     codebook: Codebook | None,
     worker: int,
 ) -> Work:
@@ -168,7 +174,7 @@ def _work(
             return partial(_ranges, stage, kernels)
         case CountsPlan():
             assert keys is not None
-            return partial(_counts, stage, kernels, partial(keys.add, worker=worker))
+            return partial(_counts, keys, worker)
         case RecoveryPlan():
             return partial(_recovery, stage, kernels)
         case CodebookPlan():
@@ -194,12 +200,10 @@ def _ranges(stage: RangesPlan, kernels: Kernels, levels: Levels, tables: Tables)
     kernels.unit_histogram(levels, stage.projection, tables["unit"])
 
 
-def _counts(stage: CountsPlan, kernels: Kernels, count: Callable[[Keys], None], levels: Levels, tables: Tables) -> None:
-    """Stage 3: foreground keys into the dense table and the sketches."""
-    keys = stage.quantiser.keys(levels, kernels)
-    tables["pixels"] += len(keys)
-    tables["foreground"] += np.count_nonzero(keys != BACKGROUND)
-    count(keys)
+def _counts(keys: KeyCounter | DeviceCounter, worker: int, levels: Levels, tables: Tables) -> None:
+    """Stage 3: foreground keys into the dense table, whose sum they are, and the sketches."""
+    tables["pixels"] += levels.shape[1]
+    keys.add_pixels(levels, worker)
 
 
 def _recovery(stage: RecoveryPlan, kernels: Kernels, levels: Levels, tables: Tables) -> None:

@@ -56,7 +56,7 @@ class PixelTallies:
 
     def run(self, halt: threading.Event) -> None:
         """Work until `halt` is set. Raises IdentityError when the site is not admitted any more."""
-        functions = kernels.load(self._settings.kernels)
+        functions = kernels.load(self._settings.kernels, lambda why: self._log.warning("no GPU", because=why))
         if self._settings.backend == "auto" and (warning := kernels.best()[1]):
             self._log.warning("no GPU", because=warning)
         while not halt.is_set():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeAlias
 
-from cairn.errors import ImageError, PlanError
+from cairn.errors import DeviceError, ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
@@ -259,7 +259,10 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
         with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
             for one in images:
                 try:
-                    count_image(job, one, counter)
+                    try:
+                        count_image(job, one, counter)
+                    except DeviceError:  # the image was taken back, and the counter has left the GPU
+                        count_image(job, one, counter)
                 except Unfit as unfit:
                     problems.append(unfit.problem)
                     board.problems(plan.study, problems)
@@ -301,7 +304,7 @@ def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]
 
 
 def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:
-    """Count one image wholly or not at all. Raises Unfit, GivenUp; StorageFull when its label image has no room."""
+    """Count one image wholly or not at all. Raises Unfit, GivenUp, DeviceError; StorageFull for its labels."""
     before = job.board.pixels_done()
     try:
         check_unchanged(one.source, one.stamp)

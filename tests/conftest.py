@@ -1,8 +1,12 @@
 """Fixtures that all tests share."""
 
+import importlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -35,6 +39,23 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[ModuleType]:
+    """Let CuPy be `tests/cairn/emulated/cupy.py` for one file's tests: a card that the CPU emulates."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++: the emulation of the GPU cannot be compiled")
+    ours = ("cupy", "cairn.kernels.cupy_", "cairn.kernels.cupy_tables")
+    real = {name: sys.modules.pop(name) for name in ours if name in sys.modules}
+    sys.path.insert(0, str(Path(__file__).parent / "cairn" / "emulated"))
+    try:
+        yield importlib.import_module("cupy")
+    finally:
+        sys.path.pop(0)
+        for name in ours:
+            sys.modules.pop(name, None)
+        sys.modules.update(real)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

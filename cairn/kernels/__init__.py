@@ -3,7 +3,9 @@
 A backend is a value that is passed in, never a global; only the one asked for is imported.
 """
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -11,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cairn.errors import ConfigError
+from cairn.errors import ConfigError, DeviceError
 
 Backend = Literal["numpy", "numba", "cupy"]
 
@@ -71,9 +73,23 @@ class _Lookup(Protocol):
     def __call__(self, keys: _U64, listed: _U64) -> _I64: ...
 
 
+def _same(table: Any) -> Any:
+    return table
+
+
+def _unheard(error: DeviceError) -> None:
+    """Do nothing: a backend without a GPU has none that could fail."""
+
+
 @dataclass(frozen=True)
 class Kernels:
-    """One backend's functions; what each does is said in `sketch_numpy` and `pixels_numpy`, the definitions."""
+    """One backend's functions; what each does is said in `sketch_numpy` and `pixels_numpy`, the definitions.
+
+    hold           puts a sketch where `estimate` finds it fastest, for many calls
+    device_tables  makes a `cupy_tables.DeviceTables`, or None where the GPU failed; None: the backend has no GPU
+    cpu            what goes on when a GPU fails
+    failed         is told that it has
+    """
 
     name: Backend
     update: _Update
@@ -87,10 +103,22 @@ class Kernels:
     moments: _Moments
     profile: _Profile
     lookup: _Lookup
+    hold: Callable[[Any], Any] = _same
+    device_tables: Callable[..., Any] | None = None
+    cpu: "Kernels | None" = None
+    failed: Callable[[DeviceError], None] = _unheard
 
 
-def load(name: Backend) -> Kernels:
-    """Import a backend and bundle its functions. Raises ConfigError when it is unknown or cannot be imported."""
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+
+
+def load(name: Backend, warn: Callable[[str], None] = _warn) -> Kernels:
+    """Import a backend and bundle its functions; behind a GPU's stand those of the CPU.
+
+    warn  is told when the GPU fails and the CPU goes on
+    Raises ConfigError when the backend is unknown or cannot be imported.
+    """
     modules = {
         "numpy": ("cairn.kernels.sketch_numpy", "cairn.kernels.pixels_numpy"),
         "numba": ("cairn.kernels.sketch_numba", "cairn.kernels.pixels_numba"),
@@ -104,7 +132,13 @@ def load(name: Backend) -> Kernels:
         raise ConfigError(
             f"the backend {name!r} cannot be imported ({error}); install it, or choose 'numba'"
         ) from error
-    return _bundle(name, sketch, pixels)
+    if name != "cupy":
+        return _bundle(name, sketch, pixels)
+    guarded = import_module("cairn.kernels.fallback").guarded
+    tables = import_module("cairn.kernels.cupy_tables").DeviceTables
+    gpu = replace(_bundle(name, sketch, pixels), hold=sketch.hold, device_tables=tables)
+    found: Kernels = guarded(gpu, load("numba"), warn)
+    return found
 
 
 def best() -> tuple[Backend, str]:
@@ -115,7 +149,9 @@ def best() -> tuple[Backend, str]:
         cards = import_module("cairn.kernels.cupy_").cards()
     except Exception as error:  # noqa: BLE001 - CuPy's errors are classes of modules that may not be importable here
         return "numba", f"CuPy is installed but no GPU can be used ({type(error).__name__}), so the CPU counts"
-    return ("cupy", "") if cards else ("numba", "CuPy is installed but no GPU is there, so the CPU counts")
+    if not cards:
+        return "numba", "CuPy is installed but no GPU of a supported kind is there, so the CPU counts"
+    return "cupy", ""
 
 
 def _bundle(name: Backend, sketch: Any, pixels: Any) -> Kernels:

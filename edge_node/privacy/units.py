@@ -70,7 +70,7 @@ class UnitCounter:
 
     def __init__(self, stage: PixelStage, kernels: Kernels, terms: Privacy, seed: bytes) -> None:
         self._stage, self._kernels, self._terms, self._seed = stage, kernels, terms, seed
-        self._counter = Counter(stage, kernels, 1, terms)
+        self._counter = Counter(stage, kernels.cpu or kernels, 1, terms)  # a unit is too small for a GPU
         self._codebook = Codebook(stage, kernels) if isinstance(stage, CodebookPlan) else None
         self._unit = self._image = _Sample(terms.most_pixels)
         self._salt = np.uint64(0)

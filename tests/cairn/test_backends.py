@@ -14,6 +14,9 @@ CUPY = """
 class RawModule: pass
 class ndarray: pass
 class cuda:
+    class Device:
+        def __init__(self, number):
+            self.compute_capability = "52" if number else "90"
     class runtime:
         @staticmethod
         def getDeviceCount():

@@ -8,7 +8,7 @@ import pytest
 import cairn.errors
 from cairn.errors import CairnError, error_classes
 
-LOCAL = {"CairnError", "ConfigError"}  # the root, and what never crosses the wire
+LOCAL = {"CairnError", "ConfigError", "DeviceError"}  # the root, and what never crosses the wire
 
 
 def drawn() -> set[str]:

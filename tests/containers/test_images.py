@@ -20,7 +20,8 @@ COMMANDS = {"edge-sketch": EDGE, "edge": EDGE, "aggregator": ["aggregator", "ser
 # Imports every module of some packages; what asks for a program that an image lacks on purpose is left out by name.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-left_out = {"cairn.__main__", "cairn.kernels.cupy_", "deploy.sbom", "aggregator.migrations.env"}
+left_out = {"cairn.__main__", "deploy.sbom", "aggregator.migrations.env"}
+left_out |= {"cairn.kernels.cupy_", "cairn.kernels.cupy_tables"}
 for name in sys.argv[1:]:
     for found in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
         if found.name not in left_out and not found.name.startswith("deploy.clinic") and ".versions." not in found.name:
