@@ -79,12 +79,14 @@ class Place:
     sources  the site's tables of data by kind: "scenes", "labelled", "volumes"; each algorithm reads its own
     seed     of exploration, order and draws; differs between sites
     folder   of the run's own files at this site
+    processes  that may learn together; of an algorithm that can
     """
 
     sources: Mapping[str, Sequence[Mapping[str, Any]]]
     seed: int
     device: str
     folder: Path
+    processes: int = 1
 
     def table(self, kind: str) -> str:
         """Write one kind's tables as JSON."""
@@ -101,6 +103,7 @@ class Algorithm:
     merge_validation  the figures of all sites' validations made into one of each; {} when nobody validated.
                       By which of them the best round is chosen: cairn.run.GOALS
     remarks           sentences on settings for the run's log, such as which layers train
+    shared_out        whether several processes of a site can learn together
     """
 
     read_config: Callable[[str], Any]
@@ -108,6 +111,7 @@ class Algorithm:
     begin: Callable[[Any, Place], Practice]
     merge_validation: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
     remarks: Callable[[Any], tuple[str, ...]] = lambda config: ()  # noqa: ARG005
+    shared_out: bool = False
 
 
 def algorithm(name: str) -> Algorithm:

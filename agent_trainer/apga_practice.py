@@ -137,8 +137,8 @@ class ApgaPractice:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences on the masks' last collapse, as it may spoil the run, on this machine, and on broken images."""
-        return (*([self._collapse] if self._collapse else []), *self.learner.remarks, *self._problems)
+        """Sentences on the masks' last collapse, as it may spoil the run, on broken images, and on this machine."""
+        return (*([self._collapse] if self._collapse else []), *self._problems, *self.learner.remarks)
 
     def weights(self) -> Weights:
         """Copy both networks' weights, with the statistics of batch norm."""

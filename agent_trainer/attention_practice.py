@@ -180,7 +180,7 @@ class AttentionPractice:
     @property
     def problems(self) -> tuple[str, ...]:
         """Sentences on what cannot be used, and on what this machine cannot do."""
-        return (*self.learner.remarks, *self._problems)
+        return (*self._problems, *self.learner.remarks)
 
     def weights(self) -> Weights:
         """Copy all networks' weights, with the statistics of batch normalisation."""

@@ -81,7 +81,7 @@ class DqnPractice:
     @property
     def problems(self) -> tuple[str, ...]:
         """Sentences on the scenes that cannot be used, and on what this machine cannot do."""
-        return (*self.learner.remarks, *self.scenes.problems)
+        return (*self.scenes.problems, *self.learner.remarks)
 
     def weights(self) -> Weights:
         """Copy the policy network's weights."""

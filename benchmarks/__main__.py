@@ -29,6 +29,7 @@ MODULES = {
     "privacy": "benchmarks.privacy",
     "masking": "benchmarks.masking",
     "sites": "benchmarks.sites",
+    "train_gpu": "benchmarks.train_gpu",
 }
 
 

@@ -131,6 +131,7 @@ class Training(_Section):
     scenes    tables of images with landmarks; the trainer knows what may stand in them
     labelled  tables of images with labels; the same
     volumes   tables of volumes with labels; the same
+    processes  that may learn one network together, each with so many threads
     """
 
     runs: tuple[str, ...]
@@ -139,6 +140,7 @@ class Training(_Section):
     volumes: tuple[Table, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, le=256)
+    processes: int = Field(1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _something(self) -> "Training":

@@ -51,6 +51,7 @@ class Told(BaseModel):
     volumes: list[dict[str, Any]] = []
     device: Literal["auto", "cpu", "cuda"]
     threads: int
+    processes: int = 1
     folder: Path
 
 
@@ -78,6 +79,7 @@ class Site:
             run_digests=told.run_digests,
             against_plain=told.against_plain,
             against_masked=told.against_masked,
+            processes=told.processes,
         )
         site_seed = int.from_bytes(hashlib.sha256(link.secret).digest()[:4], "big")  # the secret is the site's own
         self._work = SiteWork(settings, models, self._talk, site_seed)

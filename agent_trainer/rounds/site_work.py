@@ -44,6 +44,7 @@ class SiteSettings:
     run_digests  of the exact runs that it takes part in, see `run_digest`; None: all that fit a name
     against_plain, against_masked  why it takes part in no run whose updates are not masked, and in none whose are;
                                    None: it does. A search's jobs are not masked
+    processes    that may learn together
     """
 
     runs: Sequence[str]
@@ -54,6 +55,7 @@ class SiteSettings:
     run_digests: Sequence[str] | None = None
     against_plain: str | None = None
     against_masked: str | None = None
+    processes: int = 1
 
 
 def run_digest(order: Order) -> str:
@@ -93,7 +95,7 @@ class SiteWork:
         if replay is not None:
             site_replay.take_counts(replay, order)
         metrics |= self._practise(practice, order, practice.config.round_updates, began)
-        self._tell_problems(practice)
+        self._tell_problems(practice, order)
         if replay is not None and order.plan:
             self._talk.say("replay", fingerprint=site_replay.hand_over(replay, order.plan, self._settings.spool))
         practice.save()
@@ -126,7 +128,7 @@ class SiteWork:
         self._talk.round(order.run, order.number, "begins", {}, job=True)
         self._put(practice, order, weights)
         metrics = self._measured(practice, order, began)
-        self._tell_problems(practice)
+        self._tell_problems(practice, order)
         metrics |= {EXAMPLES: float(practice.examples), "seconds": time.monotonic() - began}
         trained = None
         if order.validations:
@@ -218,17 +220,21 @@ class SiteWork:
         folder = self._folder_of(order)
         if order.updates:
             shutil.rmtree(folder, ignore_errors=True)  # of a job that did not come to its end
-        place = Place(self._settings.sources, seed, self._settings.device, folder)
+        place = Place(self._settings.sources, seed, self._settings.device, folder, self._settings.processes)
         try:
             practice = chosen.begin(config, place)
         except CairnError as error:
             self._talk.problems([str(error)], "the data of a run cannot be used")
             raise
-        self._tell_problems(practice)
+        self._tell_problems(practice, order)
         return practice
 
-    def _tell_problems(self, practice: Practice) -> None:
-        self._talk.problems(shown(practice.problems), "something is wrong with the data for training")
+    def _tell_problems(self, practice: Practice, order: Order) -> None:
+        problems = list(practice.problems)
+        if self._settings.processes > 1 and not algorithm(order.algorithm).shared_out:
+            processes = self._settings.processes
+            problems.append(f"training.processes is {processes}, and {order.algorithm} learns in one; it does so")
+        self._talk.problems(shown(problems), "something is wrong with the data for training")
 
     def _take(self, practice: Practice, order: Order, weights: Vector, number: int) -> None:
         """Load the federation's weights, made by round `number`, and keep them for the site's page."""

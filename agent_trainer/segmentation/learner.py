@@ -1,6 +1,6 @@
 """A network that segments with its optimiser: steps that are whole or not at all, a round's weights, a saved state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from agent_trainer.segmentation.networks import architecture, last_layer, load_pretrained, network
-from cairn.errors import Diverged
+from cairn.errors import Diverged, TrainingError
 
 WINDOWS: Final = 4  # of a volume that go through the network at once
 SCALE: Final = 2.0**16  # of the loss in float16, at the start; halved when a gradient is no number
@@ -34,6 +34,18 @@ class Step:
 
     loss: float
     dice: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a batch this process learns from, when several learn together.
+
+    share   of the batch's patches
+    add_up  makes a tensor the sum over all processes, in place
+    """
+
+    share: float
+    add_up: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -88,17 +100,22 @@ class Learner:
         moments = [t for p in self._parameters for t in self._adam.state[p].values()]
         return [*self.network.state_dict().values(), *moments]
 
-    def step(self, images: Tensor, labels: Tensor) -> Step:
+    def step(self, images: Tensor, labels: Tensor, part: Part | None = None) -> Step:
         """Learn from one batch.
 
         images  float32[b, 1, x, y, z] in [0, 1]
         labels  int64[b, x, y, z]: 0, or the number of a class + 1
+        part    when they are a part of the batch: the step is then the whole batch's, the same in all processes
         Raises Diverged when the loss or a gradient is not finite; all is then as it was before the batch.
         """
         x, y = on_device(images, self._device), on_device(labels[:, None], self._device)
         statistics = [buffer.clone() for buffer in self.network.buffers()]
         while True:
-            gradients, loss, answers = self._gradients(x, y)
+            try:
+                gradients, loss, overlaps = self._gradients(x, y, part)
+            except TrainingError:  # of a process that has ended
+                torch._foreach_copy_(list(self.network.buffers()), statistics)
+                raise
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             numbers = torch.stack([loss, norm]).cpu()
             if torch.isfinite(numbers).all():
@@ -124,23 +141,47 @@ class Learner:
         self._clean += 1
         if self._reduced == torch.float16 and self._clean >= CLEAN:
             self._scale, self._clean = self._scale * 2, 0
-        return Step(float(numbers[0]), _dice(answers, y, len(self.config.classes)))
+        return Step(float(numbers[0]), _dice(overlaps))
 
-    def _gradients(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _gradients(self, x: Tensor, y: Tensor, part: Part | None) -> tuple[list[Tensor], Tensor, Tensor]:
         with seeded((self._seed << 32) + self.updates, self._device):  # dropout's draws follow from the update's number
             self.staged.train(self.updates)
             with autocast(self._device, self._reduced):
                 logits = self._forward(x)
             loss = self._loss(logits.float(), y)
             training = self._training()
-            found = torch.autograd.grad(loss * self._scale, training, allow_unused=True)
+            share = 1.0 if part is None else part.share
+            found = torch.autograd.grad(loss * (self._scale * share), training, allow_unused=True)
         gradients = [
             torch.zeros_like(p) if g is None else g / self._scale for p, g in zip(training, found, strict=True)
         ]
-        return gradients, loss.detach(), logits.detach().argmax(1, keepdim=True)
+        told = [loss.detach() * share, _overlaps(logits.detach().argmax(1, keepdim=True), y, len(self.config.classes))]
+        if part is not None:
+            flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, *told)])
+            part.add_up(flat)
+            pieces = flat.split([tensor.numel() for tensor in (*gradients, *told)])
+            *gradients, loss, overlaps = (
+                piece.view_as(tensor) for piece, tensor in zip(pieces, (*gradients, *told), strict=True)
+            )
+            return gradients, loss, overlaps
+        return gradients, *told
 
     def _training(self) -> list[Tensor]:
         return [p for p in self._parameters if p.requires_grad]
+
+    def counters(self) -> dict[str, float]:
+        """Tell what, besides `shared`, makes another learner's next steps the same as this one's."""
+        return {"updates": self.updates, "mu": self._mu, "scale": self._scale, "clean": self._clean}
+
+    def shared(self) -> list[Tensor]:
+        """Return the tensors that must be alike in learners that learn together."""
+        return [*self._live(), *self._anchor]
+
+    def follow(self, counters: Mapping[str, float]) -> None:
+        """Take another learner's counters; its `shared` are then to be copied over this one's."""
+        self.updates, self._mu = int(counters["updates"]), float(counters["mu"])
+        self._scale, self._clean = float(counters["scale"]), int(counters["clean"])
+        self._anchor = [torch.empty_like(p) for p in self._parameters] if self._mu else []
 
     def probabilities(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return each class's probability, the background's first: float32[K + 1, x, y, z] of float32[x, y, z].
@@ -216,14 +257,16 @@ class Learner:
         self._scale, self._clean = saved.scale, saved.clean
 
 
-def _dice(answers: Tensor, labels: Tensor, classes: int) -> float | None:
+def _overlaps(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Count of each class the voxels where both say it, and those of both: float32[classes, 2]."""
+    numbers = range(1, classes + 1)
+    pairs = [(answers == number, labels == number) for number in numbers]
+    return torch.stack([torch.stack([(a & b).sum(), a.sum() + b.sum()]) for a, b in pairs]).to(torch.float32)
+
+
+def _dice(overlaps: Tensor) -> float | None:
     """Return the mean Dice of the classes that are in a batch or its answers, over all its voxels together."""
-    found = []
-    for number in range(1, classes + 1):
-        one, other = answers == number, labels == number
-        size = one.sum() + other.sum()
-        if size > 0:
-            found.append(2 * float((one & other).sum()) / float(size))
+    found = [2 * both / size for both, size in overlaps.tolist() if size > 0]
     return sum(found) / len(found) if found else None
 
 

@@ -2,7 +2,8 @@
 
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from agent_trainer.segmentation.config import SegmentationConfig, read_config
 from agent_trainer.segmentation.learner import Learner, Step, first_weights, remarks
 from agent_trainer.segmentation.measures import add, figures, measure, merge_validation
 from agent_trainer.segmentation.patches import cut, draw_middle, look_over
+from agent_trainer.segmentation.together import Together
 from agent_trainer.volumes.reading import Volume, on_disk, read_volume
 from agent_trainer.volumes.settings import read_volume_sources
 from agent_trainer.volumes.sources import Case, Volumes, load_volumes
@@ -62,13 +64,24 @@ class SegmentationPractice:
     volumes     the site's cases; those that cannot be read are left out, with a problem each
     seed        of order, draws and first weights
     folder      for the learner's state after each round, so that a restart goes on
+    processes   that learn together, each from its share of a batch
     learn, held_out
                 what is learned from and what is set aside, as networks take it
     Raises ImageError when no volume to learn from can be read.
     """
 
-    def __init__(self, volumes: Volumes, config: SegmentationConfig, seed: int, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        config: SegmentationConfig,
+        seed: int,
+        device: str,
+        folder: Path,
+        processes: int = 1,
+    ) -> None:
         self.config, self._folder = config, folder
+        self._place, self._processes = (seed, device, folder), processes
+        self._together: Together | None = None
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / ON_DISK, ignore_errors=True)
         self._held = 0
@@ -110,7 +123,7 @@ class SegmentationPractice:
     @property
     def problems(self) -> tuple[str, ...]:
         """Sentences on what could not be used, and on what this machine cannot do."""
-        return (*self.learner.remarks, *dict.fromkeys(self._problems))
+        return (*dict.fromkeys(self._problems), *self.learner.remarks)
 
     def weights(self) -> Weights:
         """Copy the network's weights, with the statistics of batch norm."""
@@ -123,12 +136,33 @@ class SegmentationPractice:
         self.learner.load(weights, proximal_mu)
 
     def train(self, updates: int) -> Iterator[Sums]:
-        """Learn from so many batches; yields after each. Raises Diverged, with the weights from before the batch."""
-        sums = Sums()
-        for _ in range(updates):
-            images, labels = self.batch()
-            sums.add(self.learner.step(images, labels))
+        """Learn from so many batches; yields after each.
+
+        Raises Diverged, with the weights from before the batch, and TrainingError when another process has ended.
+        """
+        sums, step = Sums(), self._begin_step()
+        for images, labels in self._batches(updates):
+            sums.add(step(images, labels))
             yield sums
+
+    def _begin_step(self) -> Callable[[Tensor, Tensor], Step]:
+        """Return what learns from a batch: alone, or with other processes that now have the same weights."""
+        if min(self._processes, self.config.batch) == 1:
+            return self.learner.step
+        if self._together is None or self._together.ended:
+            self._together = Together(self.learner, self.config, *self._place, self._processes)
+        self._together.begin()
+        return self._together.step
+
+    def _batches(self, many: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw batches, each while the one before it is learned from."""
+        with ThreadPoolExecutor(1, "patches") as loader:
+            coming = loader.submit(self.batch)
+            for left in reversed(range(many)):
+                found = coming.result()
+                if left:
+                    coming = loader.submit(self.batch)
+                yield found
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Draw the next patches and change them: float32[b, 1, patch], int64[b, patch]."""
@@ -189,7 +223,7 @@ def begin(config: SegmentationConfig, place: Place) -> SegmentationPractice:
     """Begin or go on with a run at a site. Raises ConfigError, ImageError."""
     sources = read_volume_sources(place.table("volumes"), Path.cwd())
     volumes = load_volumes(sources, config.classes, config.modality, config.validation_share)
-    return SegmentationPractice(volumes, config, place.seed, place.device, place.folder)
+    return SegmentationPractice(volumes, config, place.seed, place.device, place.folder, place.processes)
 
 
-SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks)
+SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks, shared_out=True)

@@ -81,6 +81,7 @@ class Surroundings:
             **{kind: [dict(table) for table in tables] for kind, tables in self.training.tables.items()},
             "device": self.training.device,
             "threads": self.training.threads,
+            "processes": self.training.processes,
             "folder": str(self.folder / "site"),
         }
         with write_atomically(self._settings, mode=0o600) as file:

@@ -64,13 +64,14 @@ class Edge(io.StringIO):
         return [news for news in self.heard if news["event"] == kind]
 
 
-def site(tmp_path, *, edge=None, scenes=None, runs=("run",), run_digests=None, plain=None, masked=None):
+def site(tmp_path, *, edge=None, scenes=None, runs=("run",), run_digests=None, plain=None, masked=None, processes=1):
     edge = edge or Edge()
     edge.talk = EdgeTalk(edge)
     spool = tmp_path / "spool"
     spool.mkdir(exist_ok=True)
     told = scenes or [{"kind": "generated", "tasks": ["liver"], "images": 4, "size": 32}]
-    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool, run_digests, plain, masked)
+    more = (run_digests, plain, masked, processes)
+    settings = SiteSettings(runs, {"scenes": told}, "cpu", tmp_path / "site", spool, *more)
     return SiteWork(settings, Models(tmp_path / "models"), edge.talk, 7), edge
 
 
@@ -263,6 +264,15 @@ def test_a_site_with_another_task_set_tells_its_people_why_and_the_aggregator_on
     (problem,) = edge.events("problem")
     assert ["spleen" in sentence for sentence in problem["sentences"]] == [True]
     assert "spleen" not in problem["kind"]
+
+
+def test_a_site_of_several_processes_is_told_when_an_algorithm_learns_in_one_and_what_its_machine_cannot_do(tmp_path):
+    work, edge = site(tmp_path, processes=2)
+    mixed = CONFIG.model_copy(update={"precision": "mixed"})
+    assert work.train(order(config=mixed), WEIGHTS)[0]["updates"] == 5
+    single, plain = edge.events("problem")[-1]["sentences"]
+    assert single == "training.processes is 2, and dqn learns in one; it does so"
+    assert plain.startswith("mixed precision was asked for, and this machine trains without CUDA")
 
 
 def test_of_many_remarks_the_newest_are_shown_and_the_others_counted():

@@ -3,6 +3,7 @@
 import json
 
 from agent_trainer.labelled.settings import LabelledFolders, read_labelled
+from agent_trainer.rounds.site import read_told
 from agent_trainer.scenes.settings import Generated, read_sources
 from edge_node.training.surroundings import Surroundings, app_digest
 
@@ -11,7 +12,7 @@ from .conftest import TRAINING
 
 
 def test_the_trainer_is_told_of_scenes_and_of_labelled_images_as_it_reads_them(tmp_path):
-    labelled = 'labelled = [{ kind = "folders", images = "chest", patient = "^([0-9]+)_" }]\n'
+    labelled = 'labelled = [{ kind = "folders", images = "chest", patient = "^([0-9]+)_" }]\nprocesses = 3\n'
     settings = write_settings(tmp_path, TRAINING + labelled)
     assert settings.training is not None
     surroundings = Surroundings(settings, settings.training)
@@ -23,6 +24,8 @@ def test_the_trainer_is_told_of_scenes_and_of_labelled_images_as_it_reads_them(t
         LabelledFolders(images=tmp_path / "chest", patient="^([0-9]+)_"),
     )
     assert told["runs"] == ["sella-*"]
+    heard = read_told(settings.training_folder / "site.json")
+    assert (heard.threads, heard.processes) == (1, 3)
 
 
 def test_a_policy_lets_only_the_programs_run_that_it_lists_and_none_without_updates(tmp_path):

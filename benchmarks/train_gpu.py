@@ -1,0 +1,180 @@
+"""Updates a second of the four learners: float32, mixed precision, compiled; on a GPU at the papers' sizes.
+
+    python -m benchmarks train_gpu
+
+On a GPU a second is one of the clock, and what is compiled comes last, while there is time: all of it takes about four
+minutes. Without one the sizes are small, nothing is mixed, and a second is one of the processor's. A learner gets one
+batch again and again: what reads and changes images is left out, but for `dqn/training`, which acts, keeps and learns.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent_trainer.apga_config import ApgaConfig
+from agent_trainer.apga_learner import Learner as ApgaLearner
+from agent_trainer.attention_config import AttentionConfig
+from agent_trainer.attention_learner import AttentionLearner
+from agent_trainer.attention_views import View, map_shape
+from agent_trainer.config import DqnConfig
+from agent_trainer.dqn import Batch
+from agent_trainer.dqn import Learner as DqnLearner
+from agent_trainer.dqn_practice import DqnPractice
+from agent_trainer.patches import in_memory
+from agent_trainer.scenes.generated import generated_scenes
+from agent_trainer.scenes.settings import Generated
+from agent_trainer.scenes.sources import Scenes
+from agent_trainer.segmentation.config import SegmentationConfig
+from agent_trainer.segmentation.learner import Learner as SegmentationLearner
+from agent_trainer.segmentation.together import Together
+
+Line = dict[str, Any]
+Step = Callable[[], object]
+
+CLASSES = ("one", "other")
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "mixed": {"precision": "mixed"},
+    "compiled": {"compile": True},
+    "mixed_compiled": {"precision": "mixed", "compile": True},
+}
+ON_GPU, ON_CPU = ("float32", "mixed", "mixed_compiled"), ("float32", "compiled")
+SMALL: dict[str, dict[str, Any]] = {  # for a CPU; a GPU gets the papers' own numbers
+    "dqn": {"box": 24, "channels": (8, 8), "kernels": (3, 3), "hidden": (64,)},
+    "apga": {"side": 64, "batch": 8, "classifier": "small", "masker": "small"},
+    "attention": {"patch": 32, "patches": 8, "batch": 4, "replicas": 2},
+    "segmentation": {"network": "unet", "patch": (32, 32, 32), "width": 8, "depth": 3},
+}
+IMAGE = 1000  # pixels a side, of attention's
+SECONDS, WARM = 3.0, 3  # of each measurement; updates before it
+LATEST = 150.0  # seconds after the start at which nothing more is compiled
+
+
+def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+    """Make a DQN's learner and its step on one batch."""
+    config, rng = DqnConfig(**settings), np.random.default_rng(0)
+    made = DqnLearner(config, 1, config.actions, seed=0, device=device)
+    b = config.batch
+    states = rng.integers(0, 256, (2, b, *config.state_shape), np.uint8)
+    ones, task, rewards = np.ones(b, np.float32), np.zeros(b, np.int64), rng.normal(size=b).astype(np.float32)
+    batch = Batch(states[0], task, rng.integers(0, config.actions, b), rewards, ones, states[1], ones, np.arange(b))
+    return made, partial(made.update, batch)
+
+
+def apga(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+    """Make APGA's learner, past pre-training, and its step on one batch."""
+    config, rng = ApgaConfig(classes=CLASSES, pretrain_updates=0, **settings), np.random.default_rng(0)
+    made = ApgaLearner(config, seed=0, device=device)
+    pixels = rng.integers(0, 256, (config.batch, config.channels, config.side, config.side), np.uint8)
+    return made, partial(made.step, pixels, np.arange(config.batch) % 2, rng)
+
+
+def attention(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+    """Make attention sampling's learner and its step on images in memory."""
+    config, rng = AttentionConfig(classes=CLASSES, **settings), np.random.default_rng(0)
+    made, shape = AttentionLearner(config, seed=0, device=device), map_shape(config, IMAGE, IMAGE)
+    images = [in_memory(rng.integers(0, 256, (config.channels, IMAGE, IMAGE), np.uint8)) for _ in range(config.batch)]
+    views = [View(image, image.reduced(*shape)) for image in images]
+    return made, partial(made.update, views, np.arange(config.batch) % 2)
+
+
+def segmentation(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+    """Make segmentation's learner and its step on one batch of patches."""
+    config = SegmentationConfig(classes=("organ",), modality="ct", **settings)
+    made, generator = SegmentationLearner(config, seed=0, device=device), torch.Generator().manual_seed(0)
+    images = torch.rand(config.batch, 1, *config.patch, generator=generator)
+    return made, partial(made.step, images, (images[:, 0] > 0.5).long())
+
+
+MAKERS = {"dqn": dqn, "apga": apga, "attention": attention, "segmentation": segmentation}
+
+
+def run(
+    learners: Sequence[str] = tuple(MAKERS), ways: Sequence[str] | None = None, seconds: float = SECONDS
+) -> Iterator[Line]:
+    """Measure each learner in each way; `ratio` is over its own float32."""
+    gpu, began = torch.cuda.is_available(), time.monotonic()
+    if not gpu:
+        torch.set_num_threads(1)
+    device, own = ("cuda", {}) if gpu else ("cpu", SMALL)
+    card = torch.cuda.get_device_name() if gpu else "cpu"
+    plain: dict[str, float] = {}
+    wanted = ways or (ON_GPU if gpu else ON_CPU)
+    for way in sorted(wanted, key=lambda way: "compiled" in way):
+        for name in learners:
+            if "compiled" in way and gpu and time.monotonic() - began > LATEST:
+                continue
+            made, step = MAKERS[name](device, {**own.get(name, {}), **WAYS[way]})
+            first = time.monotonic()
+            for _ in range(WARM):
+                step()
+            warmed = time.monotonic() - first
+            rate, peak = measured(step, seconds, gpu=gpu)
+            plain.setdefault(name, rate)
+            also = {"ratio": rate / plain[name], "against": wanted[0], "on": card, "first_s": round(warmed, 1)}
+            line = {"name": f"train_gpu/{name}/{way}", "value": rate, "unit": "updates/s", **also}
+            yield line | ({"peak_gb": peak} if gpu else {}) | ({"said": made.remarks} if made.remarks else {})
+            del made, step
+    if "dqn" in learners:
+        yield from training(device, own.get("dqn", {}), seconds, gpu=gpu)
+    if "segmentation" in learners and torch.cuda.device_count() > 1:
+        yield from processes(seconds)
+
+
+def processes(seconds: float) -> Iterator[Line]:
+    """Measure segmentation by one process and by one a GPU, each batch with two patches a GPU."""
+    count = torch.cuda.device_count()
+    config = SegmentationConfig(classes=("organ",), modality="ct", batch=2 * count)
+    images = torch.rand(config.batch, 1, *config.patch)
+    labels = (images[:, 0] > 0.5).long()
+    alone, rates = SegmentationLearner(config, seed=0, device="cuda"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in (1, count):
+            step: Step = partial(alone.step, images, labels)
+            if number > 1:
+                together = Together(alone, config, 0, "cuda", Path(folder), number)
+                together.begin()
+                step = partial(together.step, images, labels)
+            for _ in range(WARM):
+                step()
+            rates[number], _ = measured(step, seconds, gpu=True)
+            also = {"ratio": rates[number] / rates[1], "against": "1_process"}
+            name = f"train_gpu/segmentation/{number}_processes"
+            yield {"name": name, "value": rates[number], "unit": "updates/s", **also}
+
+
+def training(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool) -> Iterator[Line]:
+    """Measure a DQN's whole loop with few and many agents at once, eight of their steps an update."""
+    scenes = generated_scenes(Generated(tasks=("heart",), images=20), 2)
+    for envs in (32, 256):
+        more = {"tasks": ("heart",), "envs": envs, "steps_per_update": 8.0, "warm_up": 4096, "capacity": 20_000}
+        config = DqnConfig(**{**settings, **more})
+        with tempfile.TemporaryDirectory() as folder:
+            practice = DqnPractice(Scenes(tuple(scenes), ()), config, 0, device, Path(folder))
+            updates = envs // 8
+            for _ in practice.train(updates):
+                pass
+            rate, _ = measured(lambda: [None for _ in practice.train(updates)], seconds, gpu=gpu)  # noqa: B023
+        yield {"name": f"train_gpu/dqn/training/{envs}_agents", "value": rate * envs, "unit": "steps/s"}
+
+
+def measured(step: Step, seconds: float, *, gpu: bool) -> tuple[float, float]:
+    """Return steps a second, and the most of a GPU's memory that was held, in GB."""
+    clock = time.perf_counter if gpu else time.process_time
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    began, done = clock(), 0
+    while done < WARM or clock() - began < seconds:
+        step()
+        done += 1
+    if gpu:
+        torch.cuda.synchronize()
+    rate = done / (clock() - began)
+    return rate, round(torch.cuda.max_memory_allocated() / 1e9, 2) if gpu else 0.0

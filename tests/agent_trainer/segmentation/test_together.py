@@ -1,0 +1,93 @@
+"""Several processes of a site learn what one would, and when one is killed the site says so and goes on."""
+
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from agent_trainer.algorithms import Place
+from agent_trainer.segmentation.practice import SegmentationPractice, begin
+from agent_trainer.segmentation.together import shares
+from cairn.errors import Diverged, TrainingError
+from tests.agent_trainer.segmentation.test_practice import MADE, config, train
+
+AWAY = ("model.0.conv.bias", "model.1.submodule.conv.bias")
+
+
+def site(folder: Path, processes: int, device: str = "cpu") -> SegmentationPractice:
+    settings = config(batch=3, loss="dice-ce")
+    return begin(settings, Place({"volumes": [MADE]}, 0, device, folder, processes))
+
+
+def helpers() -> list[psutil.Process]:
+    mine = psutil.Process().children(recursive=True)
+    return [child for child in mine if "agent_trainer.segmentation.together" in " ".join(child.cmdline())]
+
+
+def differ(one: SegmentationPractice, other: SegmentationPractice) -> float:
+    """Return the largest difference of a weight, but for those that a norm takes away: they go where rounding leads."""
+    theirs = other.weights()
+    told = {name: array for name, array in one.weights().items() if name not in AWAY}
+    assert len(told) == len(theirs) - len(AWAY)
+    return max(float(np.abs(array - theirs[name]).max()) for name, array in told.items())
+
+
+def test_two_processes_learn_what_one_learns_and_one_that_is_killed_ends_the_round_with_a_sentence(
+    tmp_path: Path,
+) -> None:
+    alone, together = site(tmp_path / "alone", 1), site(tmp_path / "together", 2)
+    start = together.weights()
+    for practice in (alone, together):
+        practice.load(start, proximal_mu=0.1)
+    told, expected = train(together, 4), train(alone, 4)
+    assert {name: pytest.approx(value, rel=1e-3) for name, value in expected.items()} == told
+    assert differ(together, alone) < 1e-5
+    assert max(float(np.abs(array - start[name]).max()) for name, array in together.weights().items()) > 1e-2
+
+    federation = {name: array * np.float32(0.9) for name, array in together.weights().items()}
+    for practice in (alone, together):
+        practice.load(federation)
+        train(practice, 2)
+    assert differ(together, alone) < 1e-5, "the next round begins with the federation's weights in both"
+
+    images, labels = together.batch()
+    step = together._begin_step()
+    with pytest.raises(Diverged, match="update 7 was refused: the loss is nan"):
+        step(images * torch.nan, labels)
+    step(images, labels)
+
+    before, (helper,) = together.weights(), helpers()
+    os.kill(helper.pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match=r"^process 2 of the 2 of this training was killed by signal 9; the next "):
+        train(together, 1)
+    assert all((array == before[name]).all() for name, array in together.weights().items())
+    assert helpers() == []
+    assert train(together, 1)["updates"] == 1, "with a new one"
+    (helper,) = helpers()
+    del together, practice, step
+    helper.wait(10)
+
+
+@pytest.mark.gpu
+def test_two_processes_on_a_gpu_learn_what_one_learns(tmp_path: Path) -> None:
+    alone, together = site(tmp_path / "alone", 1, "cuda"), site(tmp_path / "together", 2, "cuda")
+    train(alone, 4)
+    train(together, 4)
+    assert differ(together, alone) < 2e-3
+
+
+def test_a_batch_is_dealt_out_evenly_and_nobody_gets_nothing() -> None:
+    assert shares(7, 3) == [3, 2, 2]
+    assert shares(2, 4) == [1, 1]
+    for batch in range(1, 9):
+        for processes in range(1, 9):
+            dealt = shares(batch, processes)
+            assert sum(dealt) == batch
+            assert len(dealt) == min(batch, processes)
+            assert all(later <= sooner for sooner, later in pairwise(dealt))
+            assert dealt[-1] > 0
