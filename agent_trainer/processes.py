@@ -57,6 +57,7 @@ class Group:
         files = dist.FileStore(str(store), size)
         files.set_timeout(JOIN)
         if own_gpus:
+            os.environ["NCCL_SOCKET_IFNAME"] = "lo"  # where they meet; between GPUs tensors go their own way
             torch.cuda.set_device(device)
             self._group = dist.ProcessGroupNCCL(files, rank, size, dist.ProcessGroupNCCL.Options())
             return

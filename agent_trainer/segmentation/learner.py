@@ -106,22 +106,27 @@ class Learner:
         images  float32[b, 1, x, y, z] in [0, 1]
         labels  int64[b, x, y, z]: 0, or the number of a class + 1
         part    when they are a part of the batch: the step is then the whole batch's, the same in all processes
-        Raises Diverged when the loss or a gradient is not finite; all is then as it was before the batch.
+        Raises Diverged when the loss or a gradient is not finite, and what `part` raises; all is then as it was before
+        the batch.
         """
         x, y = on_device(images, self._device), on_device(labels[:, None], self._device)
         statistics = [buffer.clone() for buffer in self.network.buffers()]
+
+        def take_back() -> None:
+            for buffer, before in zip(self.network.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+
         while True:
             try:
                 gradients, loss, overlaps = self._gradients(x, y, part)
             except TrainingError:  # of a process that has ended
-                torch._foreach_copy_(list(self.network.buffers()), statistics)
+                take_back()
                 raise
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             numbers = torch.stack([loss, norm]).cpu()
             if torch.isfinite(numbers).all():
                 break
-            for buffer, before in zip(self.network.buffers(), statistics, strict=True):
-                buffer.copy_(before)
+            take_back()
             if self._reduced != torch.float16 or self._scale <= LEAST_SCALE or not torch.isfinite(numbers[0]):
                 raise Diverged(
                     f"update {self.updates + 1} was refused: the loss is {float(numbers[0]):g}, its gradient's norm "

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agent_trainer.algorithms import Place
+from agent_trainer.segmentation.learner import Part
 from agent_trainer.segmentation.practice import SegmentationPractice, begin
 from agent_trainer.segmentation.together import shares
 from cairn.errors import Diverged, TrainingError
@@ -71,6 +72,22 @@ def test_two_processes_learn_what_one_learns_and_one_that_is_killed_ends_the_rou
     (helper,) = helpers()
     del together, practice, step
     helper.wait(10)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_process_that_ends_while_gradients_are_added_up_leaves_the_others_weights_as_they_were(
+    tmp_path: Path, norm: str
+) -> None:
+    practice = begin(config(norm=norm), Place({"volumes": [MADE]}, 0, "cpu", tmp_path))
+    before = practice.weights()
+
+    def cut_off(_: torch.Tensor) -> None:
+        raise TrainingError("process 2 of the 2 of this training ended with code 1")
+
+    with pytest.raises(TrainingError, match="process 2 of the 2"):
+        practice.learner.step(*practice.batch(), Part(0.5, cut_off))
+    assert all((array == before[name]).all() for name, array in practice.weights().items())
+    assert practice.learner.updates == 0
 
 
 @pytest.mark.gpu
