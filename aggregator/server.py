@@ -156,6 +156,7 @@ class Aggregator:
             now=now,
             counted=self._counted,
             masked=self._arrivals,
+            sealer=self._sealer,
         )
         self._sums = Sums(self.engine, self._store, settings.spool, now, self._masking_bell.ring)
         self._coordinator = Coordinator(

@@ -62,13 +62,16 @@ class Sealer:
         self.seal(io.BytesIO(content), sealed, context)
         return sealed.getvalue()
 
-    def _cipher(self, head: bytes, context: str) -> AESGCM:
-        number, salt = head[len(MAGIC) : -SALT], head[-SALT:]
+    def file_key(self, number: bytes, salt: bytes, context: str) -> bytes:
+        """Derive the key of one file from a data key. Raises ConfigError when that is not here."""
         if number not in self.keys:
             raise ConfigError(
                 f"a file was sealed with the data key {number.hex()}, which is not here; restore the file of data keys"
             )
-        return AESGCM(HKDF(hashes.SHA256(), KEY, salt, b"cairn file " + context.encode()).derive(self.keys[number]))
+        return HKDF(hashes.SHA256(), KEY, salt, b"cairn file " + context.encode()).derive(self.keys[number])
+
+    def _cipher(self, head: bytes, context: str) -> AESGCM:
+        return AESGCM(self.file_key(head[len(MAGIC) : -SALT], head[-SALT:], context))
 
 
 class _Opened(io.RawIOBase):

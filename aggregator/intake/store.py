@@ -67,6 +67,13 @@ class BlobStore:
             else:
                 self._move(source, digest)
 
+    def put_open(self, plain: BinaryIO, digest: str) -> None:
+        """Seal what an open file has in plain into the store, which has a key. Raises StorageFull."""
+        assert self._sealer is not None  # who opens a file that is nowhere in plain has the store's own key
+        with storage_full("the aggregator cannot store a blob"):
+            if not self.has(digest):
+                self._put_sealed(plain, digest, self._sealer)
+
     def drop(self, digest: str) -> None:
         """Delete a blob that nobody reads again; one that is not there is no error."""
         self._fs.invalidate_cache()

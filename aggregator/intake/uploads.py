@@ -7,33 +7,31 @@ shorter partial file, or a blob that no ledger row names; both do no harm, and t
 """
 
 import hashlib
-import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from aggregator import database, tables
+from aggregator.intake.parts import CHUNK, Parts
 from aggregator.intake.store import BlobStore, storage_full
 from cairn import codec
 from cairn.errors import ChecksumMismatch, OffsetMismatch, PlanMismatch, Revoked, TooLarge, UnknownPlan, WindowClosed
-from cairn.files import sync_folder
 from cairn.plan import Plan, Stage
+from cairn.sealing import Sealer
 from cairn.tally import check_table
 
 MESSAGE = 1 << 20
-CHUNK = 1 << 20
 _PLAN = re.compile("[0-9a-f]{64}")
-UNNAMED = "unnamed"  # a partial file whose digest the site has not announced
 
 
 class Masked(Protocol):
@@ -83,6 +81,7 @@ class Uploads:
     now      the clock
     counted  told of an upload after it entered the ledger
     masked   takes the words of masked plans, of which no tally is taken in plain
+    sealer   seals partial files as the store seals what is whole
     """
 
     def __init__(
@@ -95,10 +94,12 @@ class Uploads:
         now: Callable[[], datetime],
         counted: Callable[[Entered], None],
         masked: Masked,
+        sealer: Sealer | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._spool = spool
+        self._parts = Parts(sealer)
         self._largest = largest
         self._now = now
         self._counted = counted
@@ -117,14 +118,8 @@ class Uploads:
         with self._alone(plan, site), storage_full("the aggregator cannot take the upload"):
             if self._in_ledger(plan, site, digest):  # meanwhile: by a call that a killed site left behind
                 return Committed(0, complete=True)
-            folder = self._folder(plan, site)
-            folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.iterdir():
-                if part.name != digest:
-                    part.unlink()
-            part = folder / digest
-            part.touch()
-            return Committed(_sync(part), complete=False)
+            part = self._parts.begin(self._folder(plan, site), digest)
+            return Committed(self._parts.committed(part), complete=False)
 
     def append(self, plan: str, site: str, offset: int, data: bytes) -> None:
         """Append one message's data. Not yet safe: `committed` or `query` make it so.
@@ -137,8 +132,7 @@ class Uploads:
     def committed(self, plan: str, site: str) -> int:
         """Make what arrived safe and say how many bytes it is."""
         with self._alone(plan, site):
-            part = self._part(plan, site)
-            return _sync(part) if part.exists() else 0
+            return self._parts.committed(self._part(plan, site))
 
     def finish(self, plan: str, site: str, offset: int, data: bytes, digest: str, receipt: bytes = b"") -> int:
         """Append the last data, check the whole file and count it, once; returns its size.
@@ -154,12 +148,17 @@ class Uploads:
             self._append(plan, site, offset, data)
             part, of = self._part(plan, site), self._open_plan(plan)
             try:
-                check_file(part, digest, plan, of, masked=bool(receipt))
+                with self._parts.open(part) as file:
+                    check_file(file, digest, plan, of, masked=bool(receipt))
             except (ChecksumMismatch, PlanMismatch):
                 part.unlink()
                 raise
-            size = part.stat().st_size
-            self._store.put(part, digest)
+            size = self._parts.size(part)
+            if self._parts.sealed:
+                with self._parts.open(part) as file:
+                    self._store.put_open(file, digest)
+            else:
+                self._store.put(part, digest)
             self._enter(plan, site, digest, size, receipt)
             shutil.rmtree(self._folder(plan, site), ignore_errors=True)
         self._counted(Entered(site, of.study, of.stage.stage, of.window, plan, size))
@@ -191,18 +190,17 @@ class Uploads:
             raise TooLarge(f"a message brought {len(data)} bytes where at most {MESSAGE} are taken; send smaller ones")
         limit = self._quota(plan)
         part = self._part(plan, site)
-        size = part.stat().st_size if part.exists() else 0
+        size = self._parts.size(part)
         if offset != size:
             raise OffsetMismatch(
                 f"the upload goes on at byte {offset}, but {size} bytes are here; resume at {size}",
-                _sync(part) if size else 0,
+                self._parts.committed(part),
             )
         if size + len(data) > limit:
             part.unlink(missing_ok=True)
             raise TooLarge(f"the upload is over the {limit} bytes that a tally of this plan can have")
         with storage_full("the aggregator cannot take the upload"):
-            part.parent.mkdir(parents=True, exist_ok=True)
-            _append(part, data, size)
+            self._parts.append(part, data, size)
 
     def _enter(self, plan: str, site: str, digest: str, size: int, receipt: bytes) -> None:
         with database.writing(self._engine) as session:
@@ -254,8 +252,7 @@ class Uploads:
         return self._spool / plan / site
 
     def _part(self, plan: str, site: str) -> Path:
-        folder = self._folder(plan, site)
-        return next(folder.iterdir(), folder / UNNAMED) if folder.exists() else folder / UNNAMED
+        return self._parts.find(self._folder(plan, site))
 
     @contextmanager
     def _alone(self, plan: str, site: str) -> Iterator[None]:
@@ -267,7 +264,7 @@ class Uploads:
             yield
 
 
-def check_file(path: Path, digest: str, of: str, plan: Plan, *, masked: bool) -> None:
+def check_file(file: BinaryIO, digest: str, of: str, plan: Plan, *, masked: bool) -> None:
     """Check a tally file against its digest, its plan and its own checksums, one table in memory at a time.
 
     of      fingerprint of the plan
@@ -278,23 +275,21 @@ def check_file(path: Path, digest: str, of: str, plan: Plan, *, masked: bool) ->
         wanted, came = ("secretly", "in plain") if plan.secrecy else ("in plain", "masked")
         raise PlanMismatch(f"the plan {of[:12]} is summed {wanted} and a tally came {came}; update this site's Cairn")
     found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-        if found.hexdigest() != digest:
-            raise ChecksumMismatch(
-                f"the file that arrived has SHA-256 {found.hexdigest()[:12]}, announced was {digest[:12]}; "
-                "send it again"
-            )
-        if masked:
-            return
-        file.seek(0)
-        header = codec.read_header(file)
-        codec.check_header(header, bytes.fromhex(of), plan.stage)
-        for name, table in codec.read_tables(file, header.tables):
-            check_table(name, table, noisy=plan.privacy is not None)
-        if file.read(1):
-            raise ChecksumMismatch("the tally file goes on after its last table; send it again")
+    while chunk := file.read(CHUNK):
+        found.update(chunk)
+    if found.hexdigest() != digest:
+        raise ChecksumMismatch(
+            f"the file that arrived has SHA-256 {found.hexdigest()[:12]}, announced was {digest[:12]}; send it again"
+        )
+    if masked:
+        return
+    file.seek(0)
+    header = codec.read_header(file)
+    codec.check_header(header, bytes.fromhex(of), plan.stage)
+    for name, table in codec.read_tables(file, header.tables):
+        check_table(name, table, noisy=plan.privacy is not None)
+    if file.read(1):
+        raise ChecksumMismatch("the tally file goes on after its last table; send it again")
 
 
 def _counted_already(session: Session, plan: str, site: str, digest: str) -> bool:
@@ -316,28 +311,3 @@ def _check_open(session: Session, plan: str) -> tables.Plan:
             f"the stage {row.stage} of {row.study}, window {row.window}, is closed; its tally is not needed any more"
         )
     return row
-
-
-def _append(part: Path, data: bytes, size: int) -> None:
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, size)  # a message is kept whole or not at all
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _sync(part: Path) -> int:
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        size = os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
-    sync_folder(part.parent)
-    return size

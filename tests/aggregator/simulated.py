@@ -28,6 +28,7 @@ from cairn.heavy import KeyCounter
 from cairn.moments import split
 from cairn.pixels import BACKGROUND
 from cairn.plan import CodebookPlan, CountsPlan, MomentsPlan, RangesPlan, RecoveryPlan, Stage
+from cairn.sealing import Sealer
 from cairn.study import StudySpec
 from cairn.tally import Tables, Tally, zeros
 
@@ -104,8 +105,11 @@ def spec(**changes: object) -> StudySpec:
 class Federation:
     """The aggregator's parts over one database and one folder; `reopen` makes them anew, as a restart does."""
 
-    def __init__(self, engine: Engine, folder: Path, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, clock: Callable[[], datetime], sealer: Sealer | None = None
+    ) -> None:
         self.engine = engine
+        self.sealer = sealer
         self.folder = folder
         self.clock = clock
         self.log = StringIO()
@@ -113,7 +117,7 @@ class Federation:
 
     def reopen(self) -> None:
         """Forget all that is in memory."""
-        self.store = BlobStore(f"file://{self.folder}/blobs")
+        self.store = BlobStore(f"file://{self.folder}/blobs", sealer=self.sealer)
         self.board = Board(self.engine, self.clock)
         self.counted = 0
         self.arrivals = Arrivals(self.engine, self.clock, lambda: None)
@@ -125,6 +129,7 @@ class Federation:
             now=self.clock,
             counted=self._count,
             masked=self.arrivals,
+            sealer=self.sealer,
         )
         self.coordinator = Coordinator(
             self.engine,

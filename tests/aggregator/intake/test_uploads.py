@@ -29,15 +29,17 @@ from cairn.errors import (
     WrongRole,
 )
 from cairn.rpc import TlsFiles, errors_from_wire, mtls_channel
+from cairn.sealing import open_data_keys
 from cairn.tally import Tally
 from cairn.v1 import plans_pb2, plans_pb2_grpc, tallies_pb2, tallies_pb2_grpc
 from tests.aggregator.conftest import Clock, Running
 from tests.aggregator.simulated import Federation, count, spec, tissue, wait_until
 
 
-@pytest.fixture
-def federation(engine: Engine, tmp_path: Path, clock: Clock) -> Federation:
-    made = Federation(engine, tmp_path, clock)
+@pytest.fixture(params=["plain", "sealed"])
+def federation(request: pytest.FixtureRequest, engine: Engine, tmp_path: Path, clock: Clock) -> Federation:
+    keys = open_data_keys(tmp_path / "data-keys.json", [bytes(32)]) if request.param == "sealed" else None
+    made = Federation(engine, tmp_path, clock, keys)
     made.enrol("north", "south", "west")
     made.create(spec(bands=tuple(f"band{i}" for i in range(128)), min_sites=3, masking="off"))
     return made
@@ -247,7 +249,7 @@ def test_a_full_disk_keeps_no_half_message_and_the_upload_goes_on_when_there_is_
 ) -> None:
     data, digest = federation.tally_of_zeros(plan)
     federation.uploads.query(plan.fingerprint, "north", digest)
-    part = federation.folder / "spool" / plan.fingerprint / "north" / digest
+    [part] = (federation.folder / "spool" / plan.fingerprint / "north").iterdir()
     part.unlink()
     part.symlink_to("/dev/full")  # a real disk without room
     with pytest.raises(StorageFull, match="its disk is full; nothing was kept half, try again when there is room"):
@@ -541,3 +543,37 @@ def test_an_answer_and_a_report_are_kept_and_cleaned(site: tuple[Running, tables
 def test_a_problem_is_one_short_line_without_control_characters() -> None:
     assert plain_text("a\nb\x1b[31m\u202ec", 300) == "a b [31m c"
     assert plain_text("x" * 1000, 300) == "x" * 300
+
+
+def test_with_a_key_nothing_of_half_an_upload_is_on_the_disk_in_plain(
+    engine: Engine, tmp_path: Path, clock: Clock
+) -> None:
+    made = Federation(engine, tmp_path, clock)
+    made.enrol("north", "south", "west")
+    made.create(spec(bands=tuple(f"band{i}" for i in range(128)), min_sites=3, masking="off"))
+    plan = made.open_plan()
+    assert plan is not None
+    data, digest = big_tally(made, plan, 1)
+    [first, second, *rest] = small_messages(data, 50_001)
+
+    def disk() -> bytes:
+        return b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*") if path.is_file())
+
+    made.uploads.query(plan.fingerprint, "north", digest)
+    made.uploads.append(plan.fingerprint, "north", *first)
+    assert first[1][1000:1100] in disk()
+    made.sealer = open_data_keys(tmp_path / "data-keys.json", [bytes(32)])
+    made.reopen()  # a key is set, and what lay there in plain goes
+    assert made.uploads.query(plan.fingerprint, "north", digest).size == 0
+    made.uploads.append(plan.fingerprint, "north", *first)
+    made.reopen()
+    assert made.uploads.query(plan.fingerprint, "north", digest).size == len(first[1])
+    made.uploads.append(plan.fingerprint, "north", *second)
+    assert len(disk()) > 100_000
+    assert not any(data[at : at + 16] in disk() for at in range(0, 100_000, 1000))
+    for offset, one in rest[:-1]:
+        made.uploads.append(plan.fingerprint, "north", offset, one)
+    made.uploads.finish(plan.fingerprint, "north", *rest[-1], digest)
+    assert ledger(made) == [("north", digest)]
+    with made.store.open(digest) as file:
+        assert file.read() == data
