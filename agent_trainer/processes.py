@@ -8,6 +8,7 @@ must be looked at, and may be taken back, before the weights change.
 import json
 import os
 import queue
+import select
 import subprocess
 import sys
 import threading
@@ -27,7 +28,9 @@ from torch import Tensor
 from cairn.errors import TrainingError
 
 LOOPBACK: Final = "127.0.0.1"
-JOIN: Final = timedelta(seconds=120)  # for all to be there: importing torch from a slow disk takes a minute
+START_S: Final = 120.0  # for all to be there: importing torch from a slow disk takes a minute
+JOIN: Final = timedelta(seconds=30)  # for those that are there to find one another
+READY: Final = b"ready\n"
 ANSWER_S: Final = 120.0  # for one exchange
 LOOK_EVERY_S: Final = 2e-4
 END_S: Final = 5.0
@@ -131,7 +134,7 @@ class Helpers:
     told    what it is told first, with its own `seed` beside
     device  of the first process: "cpu", or "cuda", where each gets the next GPU
     folder  for the file by which they find one another
-    threads of torch, of each process on a CPU
+    Raises TrainingError when one does not start or join.
     """
 
     def __init__(self, module: str, told: Mapping[str, Any], processes: int, device: str, folder: Path) -> None:
@@ -146,19 +149,25 @@ class Helpers:
                 "device": f"cuda:{rank % count}" if count else device, "threads": torch.get_num_threads(),
             }  # fmt: skip
             process = subprocess.Popen(
-                (sys.executable, "-m", module), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+                (sys.executable, "-m", module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
             started.append(process)
             _say(process, {**told, **own})
         self._started = tuple(started)
         self._end = weakref.finalize(self, _end, self._started, store)
+        first = torch.device("cuda", 0) if count else torch.device(device)
+        ends = time.monotonic() + START_S
         try:
-            first = torch.device("cuda", 0) if count else torch.device(device)
+            for number, process in enumerate(self._started, 2):
+                _wait_for_start(process, f"process {number} of the {processes}", ends)
             self.group = Group(store, 0, processes, first, own_gpus=own_gpus, others=self._started)
+        except TrainingError:
+            self._end()
+            raise
         except RuntimeError as error:
             self._end()
             raise TrainingError(
-                f"the {processes} processes of this training did not find one another within {JOIN.seconds} s; {ALONE}"
+                f"the {processes} processes of this training did not find one another ({str(error)[:200]}); {ALONE}"
             ) from error
 
     def tell(self, order: Mapping[str, Any]) -> None:
@@ -177,6 +186,19 @@ def _say(process: subprocess.Popen[bytes], order: Mapping[str, Any]) -> None:
     with suppress(OSError):
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
+
+
+def _wait_for_start(process: subprocess.Popen[bytes], which: str, ends: float) -> None:
+    """Wait until a helper is about to join. Raises TrainingError when it has ended, or the time is over."""
+    assert process.stdout is not None
+    said = b""
+    with process.stdout:
+        while READY not in said:
+            heard = select.select([process.stdout], [], [], max(0.0, ends - time.monotonic()))[0]
+            more = os.read(process.stdout.fileno(), 4096) if heard else b""
+            if not more:
+                raise TrainingError(f"{which} of this training did not start; {ALONE}")
+            said += more
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], store: Path) -> None:
@@ -206,7 +228,9 @@ def orders() -> "queue.Queue[dict[str, Any]]":
 
 
 def joined(told: Mapping[str, Any]) -> Group:
-    """Join the others, in a helper."""
+    """Join the others, in a helper that is ready."""
+    os.write(1, READY)
+    os.dup2(2, 1)  # nobody listens any more
     torch.set_num_threads(told["threads"])
     device = torch.device(told["device"])
     return Group(Path(told["store"]), told["rank"], told["size"], device, own_gpus=told["own_gpus"])

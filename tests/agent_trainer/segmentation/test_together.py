@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agent_trainer.algorithms import Place
+from agent_trainer.processes import Helpers
 from agent_trainer.segmentation.learner import Part
 from agent_trainer.segmentation.practice import SegmentationPractice, begin
 from agent_trainer.segmentation.together import shares
@@ -38,6 +39,7 @@ def differ(one: SegmentationPractice, other: SegmentationPractice) -> float:
     return max(float(np.abs(array - theirs[name]).max()) for name, array in told.items())
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_one_that_is_killed_ends_the_round_with_a_sentence(
     tmp_path: Path,
 ) -> None:
@@ -96,6 +98,12 @@ def test_two_processes_on_a_gpu_learn_what_one_learns(tmp_path: Path) -> None:
     train(alone, 4)
     train(together, 4)
     assert differ(together, alone) < 2e-3
+
+
+def test_a_process_that_does_not_start_is_a_sentence_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^process 2 of the 2 of this training did not start; if this "):
+        Helpers("agent_trainer.no_such_program", {}, 2, "cpu", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_is_dealt_out_evenly_and_nobody_gets_nothing() -> None:
