@@ -13,6 +13,7 @@ import json
 MODULES = {
     "sketch_update": "benchmarks.sketch",
     "merge": "benchmarks.sketch",
+    "gpu": "benchmarks.gpu",
     "recovery": "benchmarks.recovery",
     "ingest": "benchmarks.ingest",
     "scaling": "benchmarks.ingest",

@@ -1,83 +1,37 @@
-"""The GPU's updates and the fused way from levels to tables, beside the time in which it can copy the same bytes.
+"""All of a GPU's figures: keys and pixels into tables beside what the card can do at most, and beside others.
 
-Called by `benchmarks.sketch`; without CuPy and a GPU there is nothing to measure, and no line.
+    python -m benchmarks gpu                       about four minutes on an H100
+    CAIRN_GPU_SCALE=1e-4 python -m benchmarks gpu  tries everything out; such figures mean nothing
+
+Without CuPy and a GPU there is nothing to measure, and no line. `ratio` is the share of the floor, or how many times
+faster than the peer. A part that fails says so in a line of its own, and the others go on.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from benchmarks.keys import image_keys
-from cairn.errors import ConfigError
-from cairn.hashing import row_seeds
-from cairn.kernels import load
-
-KEYS = 1_000_000_000
-PIXELS, BANDS, COMPONENTS = 100_000_000, 35, 8
-SHAPES = ((16, 200_000), (10, 20_000))
+from cairn import kernels
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Measure a thousand million keys into each shape, and 100 million pixels of 35 bands."""
-    try:
-        load("cupy")
-    except ConfigError:
+    """Measure everything that needs a GPU."""
+    if kernels.best()[0] != "cupy":
         return
-    import cupy  # noqa: PLC0415 (only where there is a GPU)
+    from benchmarks import gpu_figures as figures  # noqa: PLC0415 (only where there is CuPy)
+    from benchmarks.gpu_data import free  # noqa: PLC0415
+    from benchmarks.gpu_floors import about  # noqa: PLC0415
 
-    from cairn.kernels import cupy_tables as cupy_  # noqa: PLC0415
-
-    some = cupy.asarray(image_keys(20_000_000))
-    keys = cupy.tile(some, KEYS // len(some))
-    dense = cupy.zeros(2**20, cupy.int32)
-    floor = len(keys) * 8 / copy_rate(keys)
-    for depth, width in SHAPES:
-        sketches, seeds = cupy.zeros((1, depth, width), cupy.int32), row_seeds(bytes(32), depth)
-        took = seconds(partial(cupy_.count_keys, keys, (0,), sketches, 16, dense, seeds))
-        name = f"sketch_update/{depth}x{width}/gpu"
-        yield {
-            "name": name,
-            "value": KEYS / took / 1e6,
-            "unit": "Mkeys/s",
-            "ratio": floor / took,
-            "against": "gpu_copy",
-        }
-    del keys
-    levels = cupy.random.default_rng(0).integers(0, 4096, (BANDS, PIXELS), dtype=cupy.uint16)
-    projection = np.random.default_rng(0).integers(-(2**13), 2**13, (COMPONENTS, BANDS), np.int32)
-    quantiser = (levels, projection, 0.0, np.full(COMPONENTS, -1.0), np.full(COMPONENTS, 10.5), 22)
-    floor = levels.nbytes / copy_rate(levels)
-    sketches, seeds = cupy.zeros((4, 16, 200_000), cupy.int32), row_seeds(bytes(32), 16)
-    took = seconds(partial(cupy_.count_pixels, *quantiser, (0, 4, 8, 12), sketches, 16, dense, seeds))
-    name = "sketch_update/16x200000/gpu_fused_35_bands"
-    yield {
-        "name": name,
-        "value": PIXELS / took / 1e6,
-        "unit": "Mpixels/s",
-        "ratio": floor / took,
-        "against": "gpu_copy",
-    }
-
-
-def copy_rate(array: Any) -> float:
-    """Measure bytes read, per second, by a copy on the GPU."""
-    other = array.copy()
-    return float(array.nbytes / seconds(lambda: other.__setitem__(Ellipsis, array)))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return the GPU's seconds for the best of three runs, after one that compiles."""
-    import cupy  # noqa: PLC0415 (only where there is a GPU)
-
-    work()
-    best = float("inf")
-    for _ in range(3):
-        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        best = min(best, cupy.cuda.get_elapsed_time(start, stop) / 1e3)
-    return best
+    yield about()
+    parts = (figures.floors, figures.exact, figures.keys, figures.pixels, figures.scaling, figures.host)
+    for part in (*parts, figures.file, figures.stages, figures.recovery, figures.peers):
+        begin = time.perf_counter()
+        try:
+            yield from part()
+        except Exception as error:  # noqa: BLE001 - a lent card's minutes are few: what else works is measured
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            found = f"{type(error).__name__}: {error}; {where.filename}:{where.lineno}"
+            yield {"name": f"gpu/failed/{part.__name__}", "error": found}
+        free()
+        yield {"name": f"gpu/took/{part.__name__}", "value": time.perf_counter() - begin, "unit": "s"}

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from benchmarks import gpu
 from benchmarks.keys import Keys, image_keys, real_keys, zipf_keys
 from benchmarks.recovery import paper_plan
 from cairn import kernels
@@ -47,7 +46,6 @@ def run() -> Iterator[Line]:
     for stream, keys in streams.items():
         for depth, width in SHAPES:
             yield from updates(f"sketch_update/{depth}x{width}/{stream}", keys, depth, width)
-    yield from gpu.run()
     yield from merge()
 
 

@@ -48,9 +48,11 @@ def assert_same(found, expected):
         assert np.array_equal(found[name], table), name
 
 
-@pytest.fixture
-def gpu(emulated):
+@pytest.fixture(params=["emulated", pytest.param("card", marks=pytest.mark.gpu)])
+def gpu(request):
     """Return the GPU's kernels, which must not fail."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
     return kernels.load("cupy")
 
 
@@ -178,7 +180,8 @@ def test_a_card_that_others_fill_up_gets_smaller_copies_and_then_none(emulated):
     assert_same(counter.tables(), of_the_cpu(images[:1]))
 
 
-def test_recovery_on_a_gpu_finds_what_it_finds_on_the_cpu(emulated, gpu):
+def test_recovery_on_a_gpu_finds_what_it_finds_on_the_cpu(emulated):
+    gpu = kernels.load("cupy")
     tables = of_the_cpu([image(seed) for seed in range(4)])
     expected = recover(tables, STAGE, 50, NUMPY)
     emulated.launched.clear()

@@ -5,6 +5,7 @@ Its arrays do not mix with the host's by accident, as CuPy's do not. `card` says
 
 import atexit
 import ctypes
+import re
 import shutil
 import subprocess
 import tempfile
@@ -160,11 +161,16 @@ def __getattr__(name: str) -> Any:  # dtypes as they are, functions for arrays o
 @cache
 def _library(options: tuple[str, ...], code: str) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(dir=BUILT))
-    (folder / "cairn.cu").write_text(code, encoding="utf-8")
+    (folder / "source.cu").write_text(code, encoding="utf-8")
+    kernels = re.findall(r"__global__ void(?:\s*__launch_bounds__\([^)]*\))?[\s\\]*(\w+?)(_##NAME)?\(", code)
+    names = [
+        f"{name}_{kind}" if kind else name for name, each in kernels for kind in (("int32", "int64") if each else ("",))
+    ]
+    (folder / "names.inc").write_text("".join(f"EMULATE({name})\n" for name in names), encoding="utf-8")
     shape = [option for option in options if option.startswith("-D")]
-    command = ["g++", *FLAGS, *shape, f"-I{folder}", HERE / "emulate_cuda.cpp", "-o", folder / "cairn.so"]
+    command = ["g++", *FLAGS, *shape, f"-I{folder}", HERE / "emulate_cuda.cpp", "-o", folder / "emulated.so"]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "cairn.so"))
+    return ctypes.CDLL(str(folder / "emulated.so"))
 
 
 class RawModule:
@@ -269,6 +275,16 @@ def _count() -> int:
 def _pinned(size: int) -> bytearray:
     _there()
     return bytearray(size)
+
+
+class _Random:
+    @staticmethod
+    def default_rng(seed: int) -> Any:
+        drawn = np.random.default_rng(seed)
+        return SimpleNamespace(integers=lambda *a, **k: _new(drawn.integers(*a, **k)))
+
+
+random = _Random
 
 
 def get_default_memory_pool() -> Any:

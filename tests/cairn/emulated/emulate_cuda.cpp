@@ -1,11 +1,11 @@
-// cairn.cu as a shared library: EMULATE(name) exports launch_name(grid x, grid y, block, shared bytes, arguments), where
-// arguments point to the kernel's own, as cuLaunchKernel has them.
+// A CUDA source as a shared library: EMULATE(name) exports launch_name(grid x, grid y, block, shared bytes, arguments),
+// where arguments point to the kernel's own, as cuLaunchKernel has them. cupy.py writes both files that are included.
 #include "emulate_cuda.h"
 
 #include <tuple>
 #include <utility>
 
-#include "cairn.cu"
+#include "source.cu"
 
 template <auto kernel>
 struct Emulated;
@@ -31,18 +31,4 @@ struct Emulated<kernel> {
   }                                                                                                         \
   extern "C" const char *sizes_##NAME() { return Emulated<NAME>::sizes(); }
 
-EMULATE(sketch_update_int32)
-EMULATE(sketch_update_int64)
-EMULATE(sketch_estimate_int32)
-EMULATE(sketch_estimate_int64)
-EMULATE(count_keys_int32)
-EMULATE(count_keys_int64)
-EMULATE(count_rows_int32)
-EMULATE(count_rows_int64)
-EMULATE(count_pixels_int32)
-EMULATE(count_pixels_int64)
-EMULATE(pixel_keys)
-EMULATE(unit_histogram)
-EMULATE(moments)
-EMULATE(profile)
-EMULATE(lookup)
+#include "names.inc"
