@@ -31,6 +31,7 @@ MODULES = {
     "masking": "benchmarks.masking",
     "sites": "benchmarks.sites",
     "train_gpu": "benchmarks.train_gpu",
+    "dask": "benchmarks.spread",
 }
 
 

@@ -31,7 +31,7 @@ def zeros(stage: Stage) -> Tables:
     return {name: np.zeros(shape, np.int64) for name, shape in stage.shapes().items()}
 
 
-def add(into: Tables, other: Mapping[str, npt.NDArray[np.int64]]) -> None:
+def add(into: Tables, other: Mapping[str, npt.NDArray[np.int32] | npt.NDArray[np.int64]]) -> None:
     """Add tables to tables in place, mod 2^64. Raises PlanMismatch when names or shapes differ, or for itself."""
     if into is other:
         raise PlanMismatch("a tally was to be merged with itself; merge each upload once")

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+import dask
 from distributed import Client, LocalCluster, Security
 from distributed.comm import connect
 
@@ -17,6 +18,12 @@ from edge_node.scale.work import ready
 from edge_node.settings import Scale, SiteSettings
 
 ANSWER_S = 5.0  # a scheduler's
+STARTED = {
+    # One batch at a worker at a time: when it ends there, no other batch that only waited is blamed.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Without Dask's own limit for malloc, which gives every tile's memory back to the system, to be zeroed by it anew.
+    "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1},
+}
 HOST = "127.0.0.1"
 NO_ANSWER = "no Dask scheduler answers at {}; start one there, or name another"
 
@@ -32,6 +39,7 @@ def connected(scale: Scale, settings: SiteSettings) -> Iterator[Client]:
     Raises Unreachable when no scheduler answers, ConfigError when a worker has another version of Cairn or no images.
     """
     with ExitStack() as stack:
+        stack.enter_context(dask.config.set(STARTED))
         at = stack.enter_context(local(scale.workers)) if scale.workers else answering(str(scale.scheduler))
         try:
             client = stack.enter_context(Client(at, timeout=ANSWER_S, set_as_default=False))

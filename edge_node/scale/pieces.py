@@ -5,8 +5,11 @@ pieces; two sums that share one are never added, so that no pixel can be in a ta
 counted anew because a worker was lost.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from cairn import moments, tally
 from cairn.errors import PlanMismatch
@@ -16,9 +19,10 @@ from edge_node.counting import IN_WORDS
 from edge_node.status import Problem
 from edge_node.worker import Wanted
 
+Narrow = Mapping[str, npt.NDArray[np.int32] | npt.NDArray[np.int64]]
 Held = tuple[tuple[int, int], ...]  # numbers as ranges [first, end), rising, not touching
 
-LEAST, MOST = 1 << 22, 1 << 26  # pixels that are counted at once: tables of 100 MB are made and added for each
+LEAST, MOST = 1 << 20, 1 << 26  # pixels that are counted at once
 SHARES = 4  # for each worker, so that none waits long for the last one
 
 
@@ -50,12 +54,12 @@ class Sum:
     """What some pieces hold together.
 
     held    the pieces' numbers, those of images that were left out among them
-    tables  None: no pixel was counted
+    tables  None: no pixel was counted. int32 where every cell fits, as they wait in memory and travel between workers
     unfit   images that were left out, each with why
     """
 
     held: Held
-    tables: Tables | None
+    tables: Narrow | None
     unfit: tuple[tuple[int, Problem], ...] = ()
 
 
@@ -64,9 +68,12 @@ def countable_in_pieces(plan: Plan) -> bool:
     return not isinstance(plan.stage, CodebookPlan) and plan.privacy is None
 
 
-def share(pixels: int, workers: int) -> int:
-    """Choose how many pixels are counted at once: small enough to go round, large enough to be worth their tables."""
-    return min(max(pixels // (SHARES * max(workers, 1)), LEAST), MOST)
+def share(pixels: int, workers: int, cells: int) -> int:
+    """Choose how many pixels are counted at once: few enough to go round, and as many as the tables have cells.
+
+    Tables are made, sent and added for each, 13.8 million cells of a counts tally by the defaults.
+    """
+    return min(max(pixels // (SHARES * max(workers, 1)), cells, LEAST), MOST)
 
 
 def cut(wanted: Sequence[Wanted], pixels: int) -> list[tuple[Piece, ...]]:
@@ -105,13 +112,27 @@ def joined(sums: Sequence[Sum], *, one_image: bool = False) -> Sum:
         if one.tables is None:
             continue
         if tables is None:
-            tables = {name: table.copy() for name, table in one.tables.items()}
+            tables = wide(one.tables)
         else:
             tally.add(tables, one.tables)
     for name in IN_WORDS:
         if tables and name in tables:
             moments.carry(tables[name])
-    return Sum(held, tables, unfit)
+    return Sum(held, narrow(tables) if tables else None, unfit)
+
+
+def narrow(tables: Tables) -> Narrow:
+    """Write each table in int32 where all of it fits."""
+    return {name: table.astype(np.int32) if _fits(table) else table for name, table in tables.items()}
+
+
+def _fits(table: npt.NDArray[np.int64]) -> bool:
+    return table.size == 0 or bool(table.min() >= -(2**31) and table.max() < 2**31)
+
+
+def wide(tables: Narrow) -> Tables:
+    """Copy tables to int64."""
+    return {name: table.astype(np.int64) for name, table in tables.items()}
 
 
 def hold(ranges: Iterable[tuple[int, int]]) -> Held:

@@ -20,7 +20,7 @@ import cairn
 from cairn import codec
 from cairn.errors import CairnError, ConfigError, PlanError, Unreachable
 from cairn.tally import Tally, zeros
-from edge_node.scale.pieces import Piece, Sum, countable_in_pieces, cut, joined, same_image, share, whole
+from edge_node.scale.pieces import Piece, Sum, countable_in_pieces, cut, joined, same_image, share, whole, wide
 from edge_node.scale.work import Order, count_batch
 from edge_node.status import Board, Problem, Work
 from edge_node.worker import File, GivenUp, Job, pixel_stage, survey
@@ -47,7 +47,7 @@ def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally,
     board.problems(plan.study, problems)
     pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
     board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
-    batches = cut(wanted, share(pixels, sum(client.nthreads().values())))
+    batches = cut(wanted, share(pixels, sum(client.nthreads().values()), plan.cells))
     found = ask(job, batches, client)
     whole(found, sum(map(len, batches)))
     problems += [problem for _, problem in sorted(found.unfit, key=lambda one: one[0])]
@@ -57,7 +57,7 @@ def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally,
     board.work(
         replace(work, pixels_done=counted, pixels_total=pixels, raw_bytes=raw, files_done=len(files))
     )  # the last pieces may not have been told of yet
-    return Tally(job.fingerprint, found.tables or zeros(pixel_stage(plan))), problems
+    return Tally(job.fingerprint, wide(found.tables) if found.tables else zeros(pixel_stage(plan))), problems
 
 
 def ask(job: Job, batches: Sequence[tuple[Piece, ...]], client: Client) -> Sum:
@@ -114,7 +114,7 @@ def _killed(error: KilledWorker, batches: Sequence[tuple[Piece, ...]]) -> CairnE
         sorted({piece.wanted.source.id for piece in batches[number]}) if str(name).startswith("count-") else ["sums"]
     )
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return Unreachable(f"{ended} at {', '.join(names[:3])}{more}; give them more memory, or put that image aside")
+    return Unreachable(f"{ended} with {', '.join(names[:3])}{more} at hand; give them more memory, or put it aside")
 
 
 def _same(order: Order) -> Order:

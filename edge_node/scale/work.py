@@ -16,7 +16,7 @@ from cairn import codec, kernels
 from cairn.errors import ConfigError, ImageError
 from cairn.plan import Plan
 from edge_node.counting import Counter
-from edge_node.scale.pieces import Piece, Sum, hold
+from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
 from edge_node.worker import (
     UNCOUNTABLE,
@@ -72,7 +72,7 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
             unfit.append((piece.image, error.problem))
         get_worker().log_event(order.topic, [piece.number, piece.pixels])
     held = hold((piece.number, piece.number + 1) for piece in batch)
-    return Sum(held, counter.tables() if len(unfit) < len(batch) else None, tuple(unfit))
+    return Sum(held, narrow(counter.tables()) if len(unfit) < len(batch) else None, tuple(unfit))
 
 
 def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, *, on_gpu: bool) -> None:

@@ -83,8 +83,19 @@ def test_an_image_of_which_a_part_cannot_be_counted_leaves_nothing_behind() -> N
     assert others.tables["pixels"] == 7
 
 
+def test_tables_are_narrow_where_they_fit_and_the_same_numbers_everywhere() -> None:
+    large = Sum(((0, 1),), {"pixels": np.array([2**31 - 1])})
+    both = joined([large, Sum(((1, 2),), {"pixels": np.array([1], np.int32)})])
+    assert both.tables is not None
+    assert (both.tables["pixels"].dtype, both.tables["pixels"].item()) == (np.int64, 2**31)
+    back = joined([both, Sum(((2, 3),), {"pixels": np.array([-1], np.int32)})])
+    assert back.tables is not None
+    assert (back.tables["pixels"].dtype, back.tables["pixels"].item()) == (np.int32, 2**31 - 1)
+
+
 def test_work_goes_round_and_is_never_too_small_or_large() -> None:
-    assert share(10, 64) == LEAST
-    assert share(10**12, 64) == MOST
-    assert LEAST < share(1_000_000_000, 16) < MOST
-    assert share(1_000_000_000, 0) == MOST, "the scheduler has no workers yet"
+    assert share(10, 64, cells=9) == LEAST
+    assert share(10**8, 64, cells=13_800_000) == 13_800_000
+    assert share(10**12, 64, cells=9) == MOST
+    assert share(10**9, 16, cells=9) == 10**9 // 64
+    assert share(10**9, 0, cells=9) == MOST, "the scheduler has no workers yet"

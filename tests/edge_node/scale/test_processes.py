@@ -18,7 +18,7 @@ import cairn
 from cairn import codec
 from cairn.errors import CairnError, ConfigError, Unreachable
 from cairn.plan import Plan
-from edge_node.scale.cluster import check_workers, connected
+from edge_node.scale.cluster import STARTED, check_workers, connected
 from edge_node.scale.spread import count_files
 from edge_node.settings import Scale
 from edge_node.status import Board
@@ -68,7 +68,7 @@ def test_workers_killed_by_signal_nine_in_the_middle_change_no_bit_of_the_tables
 def scheduler() -> Iterator[str]:
     """A hospital's own scheduler; gives its address."""
     made = {"n_workers": 0, "processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), LocalCluster(**made) as cluster:
+    with dask.config.set(STARTED | {"distributed.scheduler.allowed-failures": 0}), LocalCluster(**made) as cluster:
         yield cluster.scheduler_address
 
 
@@ -117,12 +117,16 @@ def test_a_worker_that_ends_while_it_is_asked_is_passed_over(site):
 
 
 def test_an_image_that_ends_every_worker_is_named(site):
-    dies = "import os, edge_node.scale.work as work; work.count_batch = lambda *_: os._exit(9)"
+    dies = """
+import os, edge_node.scale.work as work
+count = work.count_batch
+work.count_batch = lambda batch, order: os._exit(9) if "large0" in repr(batch) else count(batch, order)
+"""
     with (
         scheduler() as address,
         worker(address, dies),
         Client(address, set_as_default=False) as client,
-        pytest.raises(Unreachable, match=r"workers ended, one after the other, at large0\.ome\.tif"),
+        pytest.raises(Unreachable, match=r"workers ended, one after the other, with large0\.ome\.tif at hand"),
     ):
         count_offline(make_job(site, "counts"), lambda job, files: count_files(job, files, client))
 
