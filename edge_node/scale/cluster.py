@@ -85,6 +85,7 @@ def local(workers: int) -> LocalCluster:
         "protocol": "tls://",
         "security": Security.temporary(),
         "dashboard_address": f"{HOST}:0",
+        "preload": ["edge_node.scale.local_worker"],
         "silence_logs": logging.CRITICAL,
     }
     if best()[0] == "cupy" and find_spec("dask_cuda"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def test_a_worker_that_ends_while_it_is_asked_is_passed_over(site):
     with scheduler() as address, worker(address, dies), Client(address, set_as_default=False) as client:
         check_workers(client, site)
         wait_until(lambda: not client.scheduler_info()["workers"], "the worker to be gone", START_S)
+
+
+def test_workers_that_come_only_when_there_is_work_are_waited_for(site):
+    job = make_job(site, "counts")
+    with (
+        scheduler() as address,
+        connected(Scale(scheduler=address), site) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        counted = pool.submit(count_offline, job, lambda job, files: count_files(job, files, client))
+        with worker(address, ""):
+            tally, _ = counted.result(START_S)
+    assert tally.tables["pixels"] == 2 * 1060 * 1060 + 3 * 96 * 96
 
 
 def test_an_image_that_ends_every_worker_is_named(site):
