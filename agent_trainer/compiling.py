@@ -27,7 +27,11 @@ class Forward:
     def __init__(self, network: nn.Module, device: torch.device, *, wanted: bool, own_code: str = "") -> None:
         self.remark = (own_code or lacking(device)) if wanted else ""
         self._network = network
-        self._compiled: Callable[..., Any] | None = torch.compile(network) if wanted and not self.remark else None
+        self._compiled: Callable[..., Any] | None = None
+        if wanted and not self.remark:
+            # Of fixed shapes, as batches are: else another run's network, seen before in this process, makes torch
+            # compile for shapes of any size, at which MONAI's U-Net fails.
+            self._compiled = torch.compile(network, dynamic=False)
 
     def __call__(self, *given: Tensor) -> Tensor:
         """Answer as the network does."""

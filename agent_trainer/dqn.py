@@ -160,7 +160,8 @@ class Learner:
         return double_q_target(r_t, discount_t, q_t, selector)
 
     def _q_target(self, batch: Batch, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        q: npt.NDArray[np.float32] = self._target(self._tensor(batch.s_t[rows]), self._tensor(batch.task[rows])).numpy()
+        found = self._target(self._tensor(batch.s_t[rows]), self._tensor(batch.task[rows]))
+        q: npt.NDArray[np.float32] = found.float().numpy()
         return q
 
     def _step(self, gradients: tuple[Tensor, ...]) -> None:
