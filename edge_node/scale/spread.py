@@ -5,7 +5,8 @@ one comes here. A task is a function of its arguments alone, so the scheduler ma
 whenever a worker is lost; the last sum is checked to hold every piece once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event, Lock
@@ -23,7 +24,18 @@ from cairn.tally import Tally, zeros
 from edge_node.scale.pieces import Piece, Sum, countable_in_pieces, cut, joined, same_image, share, whole, wide
 from edge_node.scale.work import Order, count_batch
 from edge_node.status import Board, Problem, Work
-from edge_node.worker import File, GivenUp, Job, pixel_stage, survey
+from edge_node.worker import (
+    CHANGED,
+    GONE,
+    File,
+    GivenUp,
+    Job,
+    Unfit,
+    Wanted,
+    check_unchanged,
+    pixel_stage,
+    survey,
+)
 
 TOGETHER = 4  # sums that are added at once; more would wait for each other in memory
 LOOK_S = 0.2  # how often to see whether to give up
@@ -35,8 +47,8 @@ Graph = dict[Any, Any]
 def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally, list[Problem]]:
     """Tally a plan over given files, as `edge_node.worker.count_files` does and to the same bits.
 
-    Raises GivenUp; PlanError for a plan that one process has to count; ConfigError where a worker cannot count;
-    Unreachable when the scheduler is lost, or a piece has taken several workers with it.
+    Raises GivenUp; PlanError for a plan that one process has to count; ConfigError when a worker cannot count, or sees
+    other files; Unreachable when the scheduler is lost, or a piece has taken several workers with it.
     """
     plan, board = job.plan, job.board
     if not countable_in_pieces(plan):
@@ -50,14 +62,27 @@ def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally,
     batches = cut(wanted, share(pixels, sum(client.nthreads().values()), plan.cells))
     found = ask(job, batches, client)
     whole(found, sum(map(len, batches)))
-    problems += [problem for _, problem in sorted(found.unfit, key=lambda one: one[0])]
+    unfit = dict(sorted(found.unfit, key=lambda one: one[0]))
+    check_seen(unfit, wanted)
+    problems += unfit.values()
     board.problems(plan.study, problems)
-    left_out = {image for image, _ in found.unfit}
-    counted = sum(one.pixels for image, one in enumerate(wanted) if image not in left_out)
+    counted = sum(one.pixels for image, one in enumerate(wanted) if image not in unfit)
     board.work(
         replace(work, pixels_done=counted, pixels_total=pixels, raw_bytes=raw, files_done=len(files))
     )  # the last pieces may not have been told of yet
     return Tally(job.fingerprint, wide(found.tables) if found.tables else zeros(pixel_stage(plan))), problems
+
+
+def check_seen(unfit: Mapping[int, Problem], wanted: Sequence[Wanted]) -> None:
+    """Refuse to leave images out that are here as they were: a worker sees other files. Raises ConfigError."""
+    for image, problem in unfit.items():
+        source = wanted[image].source
+        if problem.kind in {GONE, CHANGED}:
+            with suppress(Unfit):
+                check_unchanged(source, wanted[image].stamp)
+                raise ConfigError(
+                    f"a worker does not see {source.id} as it is here; mount the same folder of images at all workers"
+                )
 
 
 def ask(job: Job, batches: Sequence[tuple[Piece, ...]], client: Client) -> Sum:

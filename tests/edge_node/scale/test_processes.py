@@ -117,6 +117,23 @@ def test_a_worker_that_ends_while_it_is_asked_is_passed_over(site):
         wait_until(lambda: not client.scheduler_info()["workers"], "the worker to be gone", START_S)
 
 
+def test_a_worker_that_sees_other_files_spoils_the_count_and_leaves_no_image_out(site):
+    blind = """
+import edge_node.scale.work as work
+from edge_node.worker import GONE, Unfit
+def not_mounted(source, stamp):
+    raise Unfit(GONE, f"{source.id}: is not there any more")
+work.check_unchanged = not_mounted
+"""
+    with (
+        scheduler() as address,
+        worker(address, blind),
+        connected(Scale(scheduler=address), site) as client,
+        pytest.raises(ConfigError, match=r"does not see large0\.ome\.tif as it is here; mount the same folder"),
+    ):
+        count_offline(make_job(site, "counts"), lambda job, files: count_files(job, files, client))
+
+
 def test_workers_that_come_only_when_there_is_work_are_waited_for(site):
     job = make_job(site, "counts")
     with (
