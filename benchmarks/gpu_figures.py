@@ -67,28 +67,27 @@ def exact() -> Iterator[Line]:
 
 
 def keys() -> Iterator[Line]:
-    """Count a thousand million keys that lie on the card, beside the larger of two floors."""
+    """Count a thousand million keys that lie on the card, beside the larger of two floors; also by slots alone."""
     for stream in ("image", "uniform"):
         some = keys_on_card(stream, sized(KEYS))
         n = len(some)
         for depth, width in SHAPES:
             sketches, dense, seeds = tables_on_card(depth, width)
-            taken = seconds(partial(cupy_tables.count_keys, some, (0,), sketches, 16, dense, seeds))
-            private = cupy_tables.private_rows((1, depth, width), n)[0]
-            additions = additions_rate("shared", 40_000) if private else additions_rate("l2", 200_000 * 16)
-            of_bytes, of_additions = n * 8 / copy_rate(), n * depth / additions
-            for floor, least in (("bytes", of_bytes), ("additions", of_additions)):
-                yield {
-                    "name": f"gpu/keys/{depth}x{width}/{stream}",
-                    "value": taken,
-                    "unit": "s",
-                    "ratio": least / taken,
-                    "against": f"floor of {floor}, {least:.4g} s",
-                    "mkeys_per_s": n / taken / 1e6,
-                    "keys": n,
-                    "larger": least == max(of_bytes, of_additions),
-                    "private_rows": private,
-                }
+            rows = cupy_tables.private_rows((1, depth, width), n)[0]
+            floors = {
+                "bytes": n * 8 / copy_rate(),
+                "additions": n
+                * depth
+                / (additions_rate("shared", 40_000) if rows else additions_rate("l2", 3_200_000)),
+            }
+            larger = max(floors, key=lambda name: floors[name])
+            for private in (True, False) if rows else (True,):
+                count = partial(cupy_tables.count_keys, private=private)
+                taken = seconds(partial(count, some, (0,), sketches, 16, dense, seeds))
+                line: Line = {"name": f"gpu/keys/{depth}x{width}/{stream}", "value": taken, "unit": "s"}
+                line |= {"ratio": floors[larger] / taken, "against": f"the larger floor, of {larger}"}
+                line |= {f"floor_of_{name}_s": least for name, least in floors.items()}
+                yield line | {"mkeys_per_s": n / taken / 1e6, "keys": n, "private_rows": rows if private else 0}
         del some
         free()
 

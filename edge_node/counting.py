@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from cairn import moments, tally
 from cairn.device import DeviceCounter, key_counter
-from cairn.errors import ImageError
+from cairn.errors import DeviceError, ImageError
 from cairn.heavy import KeyCounter
 from cairn.images import Tile
 from cairn.kernels import Kernels
@@ -41,6 +41,14 @@ Labelled: TypeAlias = Callable[[Tile, Clusters], None]  # gets each tile with it
 Work: TypeAlias = Callable[[Levels, Tables], Clusters | None]
 
 IN_WORDS = ("sum", "second", "profile")  # tables of `moments.split`
+
+
+def despite_a_lost_gpu(count: Callable[[], None]) -> None:
+    """Count an image, and where a GPU fails on the way, which takes the image back, once more: then the CPU does."""
+    try:
+        count()
+    except DeviceError:
+        count()
 
 
 @final

@@ -9,16 +9,17 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TypeAlias
 
-from cairn.errors import DeviceError, ImageError, PlanError
+from cairn.errors import ImageError, PlanError
 from cairn.images import Image, ImageSource, Tile, find_images, open_image
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
 from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, RunStage
 from cairn.tally import Tally
-from edge_node.counting import Counter, Labelled
+from edge_node.counting import Counter, Labelled, despite_a_lost_gpu
 from edge_node.labelling import label_images
 from edge_node.privacy.patients import NOBODYS, patient_of
 from edge_node.privacy.units import UnitCounter
@@ -259,10 +260,7 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
         with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
             for one in images:
                 try:
-                    try:
-                        count_image(job, one, counter)
-                    except DeviceError:  # the image was taken back, and the counter has left the GPU
-                        count_image(job, one, counter)
+                    despite_a_lost_gpu(partial(count_image, job, one, counter))
                 except Unfit as unfit:
                     problems.append(unfit.problem)
                     board.problems(plan.study, problems)

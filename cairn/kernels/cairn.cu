@@ -23,8 +23,9 @@ typedef unsigned char u8;
 static const int THREADS = 512;       // a block has at most so many, and two of them fit a multiprocessor's registers
 static const int ROW_THREADS = 1024;  // of count_rows, of which one block fills a multiprocessor's shared memory
 static const int MAX_DEPTH = 64;
-static const int WEIGHTS = BANDS * COMPONENTS;
-static const int PIXELS = COMPONENTS <= 8 ? 4 : COMPONENTS <= 16 ? 2 : 1;  // a thread projects at once
+static const int PADDED = (COMPONENTS + 3) / 4 * 4;  // a band's weights come in loads of 16 bytes
+static const int WEIGHTS = BANDS * PADDED;
+static const int PIXELS = COMPONENTS <= 16 ? 2 : 1;  // a thread projects at once; more do not fit its registers
 static const int INTENSITY_BITS = 2;
 static const int INTENSITY_FIRST = 1023 << INTENSITY_BITS;
 static const int INTENSITY_BINS = 84 << INTENSITY_BITS;
@@ -106,36 +107,55 @@ struct Tables {
   }
 };
 
-// Equal keys of a block are added up in shared memory first. A slot belongs to the key that comes first, which is
-// mostly a frequent one; the others go to the tables at once. This is what keeps hot counters from being fought over.
-// Emptied after every so many keys, so that the slots follow the image.
+// Equal keys are added up in slots before they reach a table: 2^bits keys, and behind them their counts. A slot belongs
+// to the key that comes first, which is mostly a frequent one, until all are emptied.
 struct Slots {
   u64 *keys;
   u32 *counts;
-  int bits;  // there are 2^bits
+  int bits, tries;  // a key may have the first free one of so many, a power of two, side by side
 
-  __device__ Slots(u64 *shared, int bits) : keys(shared), counts((u32 *)(shared + (1 << bits))), bits(bits) {}
-  __device__ i64 chunk() const { return 64ll << bits; }
+  __device__ Slots(u64 *memory, int bits, int tries)
+      : keys(memory), counts((u32 *)(memory + (1ll << bits))), bits(bits), tries(tries) {}
+  __device__ bool take(u64 key, u32 times) const {
+    u64 slot = (key * 0x9E3779B97F4A7C15ull) >> (64 - bits) & ~(u64)(tries - 1);
+    for (u64 stop = slot + tries; slot < stop; ++slot) {
+      u64 held = keys[slot];
+      if (held == NO_KEY) held = atomicCAS(keys + slot, NO_KEY, key);
+      if (held != NO_KEY && held != key) continue;
+      atomicAdd(counts + slot, times);
+      return true;
+    }
+    return false;
+  }
+};
+
+// A block's keys meet in slots of its shared memory; what finds none, and what they hold after every so many keys (so
+// that they follow the image), goes on to all blocks' slots in the L2 cache, a sector's four at a time; what finds none
+// there either goes to the tables. So a key of an image costs the tables' additions about once, and not once a pixel.
+template <typename T>
+struct Funnel {
+  Slots near, far;
+  bool has_far;
+  const Tables<T> &tables;
+
+  __device__ Funnel(u64 *shared, int near_bits, u64 *far, int far_bits, const Tables<T> &tables)
+      : near(shared, near_bits, 1), far(far, far_bits, 4), has_far(far), tables(tables) {}
+  __device__ i64 chunk() const { return 64ll << near.bits; }
   __device__ void clear() const {
     __syncthreads();
-    for (int i = threadIdx.x; i < 1 << bits; i += blockDim.x) keys[i] = NO_KEY, counts[i] = 0;
+    for (int i = threadIdx.x; i < 1 << near.bits; i += blockDim.x) near.keys[i] = NO_KEY, near.counts[i] = 0;
     __syncthreads();
   }
-  template <typename T>
-  __device__ void take(u64 key, u32 times, const Tables<T> &tables) const {
-    int slot = (int)((key * 0x9E3779B97F4A7C15ull) >> (64 - bits));
-    u64 held = keys[slot];
-    if (held == NO_KEY) held = atomicCAS(keys + slot, NO_KEY, key);
-    if (held == NO_KEY || held == key)
-      atomicAdd(counts + slot, times);
-    else
-      tables.count(key, times);
+  __device__ void take(u64 key, u32 times) const {
+    if (!near.take(key, times)) pass(key, times);
   }
-  template <typename T>
-  __device__ void flush(const Tables<T> &tables) const {
+  __device__ void pass(u64 key, u32 times) const {
+    if (!has_far || !far.take(key, times)) tables.count(key, times);
+  }
+  __device__ void flush() const {
     __syncthreads();
-    for (int i = threadIdx.x; i < 1 << bits; i += blockDim.x)
-      if (counts[i]) tables.count(keys[i], counts[i]);
+    for (int i = threadIdx.x; i < 1 << near.bits; i += blockDim.x)
+      if (near.counts[i]) pass(near.keys[i], near.counts[i]);
   }
 };
 
@@ -143,7 +163,7 @@ struct Slots {
 struct Projection {
   const u16 *levels;  // [BANDS][n]
   i64 n;
-  const int *weights;  // [BANDS][COMPONENTS], in shared memory
+  const int *weights;  // [BANDS][PADDED], in shared memory
   u32 narrow;          // no sum of levels up to this one can leave an int32
 
   // Pixels i, i + step, … of a thread, those under stop: use(which, scores int or i64[COMPONENTS])
@@ -153,15 +173,22 @@ struct Projection {
     for (int j = 0; j < PIXELS; ++j)
       for (int d = 0; d < COMPONENTS; ++d) sums[j][d] = 0;
 #pragma unroll 5
-    for (int b = 0; b < BANDS; ++b)
+    for (int b = 0; b < BANDS; ++b) {
+      int4 w[PADDED / 4];
+#pragma unroll
+      for (int q = 0; q < PADDED / 4; ++q) w[q] = ((const int4 *)(weights + b * PADDED))[q];
 #pragma unroll
       for (int j = 0; j < PIXELS; ++j) {
         i64 at = i + j * step;
         u32 level = at < stop ? levels[b * n + at] : 0;
         seen |= level;  // not under the maximum, and under twice it
 #pragma unroll
-        for (int d = 0; d < COMPONENTS; ++d) sums[j][d] += (u32)weights[b * COMPONENTS + d] * level;
+        for (int d = 0; d < COMPONENTS; ++d) {
+          int4 four = w[d / 4];
+          sums[j][d] += (u32)(d % 4 == 0 ? four.x : d % 4 == 1 ? four.y : d % 4 == 2 ? four.z : four.w) * level;
+        }
       }
+    }
 #pragma unroll
     for (int j = 0; j < PIXELS; ++j)
       if (i + j * step < stop && seen <= narrow) use(j, (const int *)sums[j]);
@@ -171,7 +198,7 @@ struct Projection {
       for (int d = 0; d < COMPONENTS; ++d) whole[d] = 0;
       for (int b = 0; b < BANDS; ++b)
         for (int d = 0; d < COMPONENTS; ++d)
-          whole[d] += (i64)weights[b * COMPONENTS + d] * levels[b * n + i + j * step];
+          whole[d] += (i64)weights[b * PADDED + d] * levels[b * n + i + j * step];
       use(j, (const i64 *)whole);
     }
   }
@@ -205,10 +232,10 @@ struct Quantiser {
   }
 };
 
-// The weights' transpose in shared memory: a band's lie side by side, and come with few loads.
+// The weights' transpose in shared memory: a band's lie side by side.
 __device__ inline void load_weights(int *shared, const int *weights) {
-  for (int i = threadIdx.x; i < WEIGHTS; i += blockDim.x)
-    shared[i % BANDS * COMPONENTS + i / BANDS] = weights[i];
+  for (int i = threadIdx.x; i < BANDS * COMPONENTS; i += blockDim.x)
+    shared[i % BANDS * PADDED + i / BANDS] = weights[i];
   __syncthreads();
 }
 
@@ -258,14 +285,24 @@ __device__ void estimate(const T *table, int depth, i64 width, const u64 *seeds,
 }
 
 template <typename T>
-__device__ void count_keys(const Tables<T> &tables, int slot_bits, const u64 *keys, i64 n) {
+__device__ void count_keys(const Tables<T> &tables, int near_bits, u64 *far, int far_bits, const u64 *keys, i64 n) {
   DYNAMIC_SHARED(u64, shared);
-  Slots slots(shared, slot_bits);
-  for (i64 start = share_start(n), stop = share_stop(n); start < stop; start += slots.chunk()) {
-    slots.clear();
-    each_key(keys, start, start + slots.chunk() < stop ? start + slots.chunk() : stop,
-             [&](u64 key, u32 times) { slots.take(key, times, tables); });
-    slots.flush(tables);
+  Funnel<T> funnel(shared, near_bits, far, far_bits, tables);
+  for (i64 start = share_start(n), stop = share_stop(n); start < stop; start += funnel.chunk()) {
+    funnel.clear();
+    each_key(keys, start, start + funnel.chunk() < stop ? start + funnel.chunk() : stop,
+             [&](u64 key, u32 times) { funnel.take(key, times); });
+    funnel.flush();
+  }
+}
+
+// Add what the slots of all blocks hold to the tables, and empty them.
+template <typename T>
+__device__ void flush_slots(const Tables<T> &tables, u64 *far, int far_bits) {
+  Slots slots(far, far_bits, 4);
+  for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < 1ll << far_bits; i += (i64)gridDim.x * blockDim.x) {
+    if (slots.counts[i]) tables.count(slots.keys[i], slots.counts[i]);
+    slots.keys[i] = NO_KEY, slots.counts[i] = 0;
   }
 }
 
@@ -295,46 +332,52 @@ __device__ void count_rows(const Tables<T> &tables, int rows, const u64 *keys, i
 }
 
 template <typename T>
-__device__ void count_pixels(const Tables<T> &tables, int slot_bits, const Projection &projection,
-                             const Quantiser &quantiser) {
+__device__ void count_pixels(const Tables<T> &tables, int near_bits, u64 *far, int far_bits,
+                             const Projection &projection, const Quantiser &quantiser) {
   DYNAMIC_SHARED(u64, shared);
-  Slots slots(shared, slot_bits);
+  Funnel<T> funnel(shared, near_bits, far, far_bits, tables);
   i64 start = share_start(projection.n), stop = share_stop(projection.n);
-  for (; start < stop; start += slots.chunk()) {
-    slots.clear();
-    each_pixel(projection, quantiser, start, start + slots.chunk() < stop ? start + slots.chunk() : stop,
+  for (; start < stop; start += funnel.chunk()) {
+    funnel.clear();
+    each_pixel(projection, quantiser, start, start + funnel.chunk() < stop ? start + funnel.chunk() : stop,
                [&](i64, u64 key) {
                  u32 times = once(0xFFFFFFFF, key);
-                 if (times && key != NO_KEY) slots.take(key, times, tables);
+                 if (times && key != NO_KEY) funnel.take(key, times);
                });
-    slots.flush(tables);
+    funnel.flush();
   }
 }
 
 #define TABLES(T) T *sketches, const int *shifts, int levels, T *dense, int dense_shift, const u64 *seeds, int depth, i64 width
+#define SLOTS int near_bits, u64 *far, int far_bits
 #define PROJECTED const u16 *pixels, i64 n, const int *projected, u32 narrow
 #define QUANTISED PROJECTED, double min_norm, const double *low, const double *gain, int radix
-#define KERNELS_OF(T, NAME)                                                                                          \
-  extern "C" __global__ void sketch_update_##NAME(TABLES(T), const u64 *keys, const i64 *counts, i64 n) {            \
-    update(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, keys, counts, n);           \
-  }                                                                                                                  \
-  extern "C" __global__ void sketch_estimate_##NAME(const T *table, int depth, i64 width, const u64 *seeds,          \
-                                                    const u64 *keys, i64 n, i64 *found) {                            \
-    estimate(table, depth, width, seeds, keys, n, found);                                                            \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                           \
-      count_keys_##NAME(TABLES(T), int slot_bits, const u64 *keys, i64 n) {                                          \
-    count_keys(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, slot_bits, keys, n);    \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)                                                       \
-      count_rows_##NAME(TABLES(T), int rows, const u64 *keys, i64 n) {                                               \
-    count_rows(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, rows, keys, n);         \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) count_pixels_##NAME(TABLES(T), int slot_bits, QUANTISED) { \
-    __shared__ int weights[WEIGHTS];                                                                                 \
-    load_weights(weights, projected);                                                                                \
-    count_pixels(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, slot_bits,            \
-                 Projection{pixels, n, weights, narrow}, Quantiser{min_norm, low, gain, radix});                     \
+#define KERNELS_OF(T, NAME)                                                                                           \
+  extern "C" __global__ void sketch_update_##NAME(TABLES(T), const u64 *keys, const i64 *counts, i64 n) {             \
+    update(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, keys, counts, n);            \
+  }                                                                                                                   \
+  extern "C" __global__ void sketch_estimate_##NAME(const T *table, int depth, i64 width, const u64 *seeds,           \
+                                                    const u64 *keys, i64 n, i64 *found) {                             \
+    estimate(table, depth, width, seeds, keys, n, found);                                                             \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                            \
+      count_keys_##NAME(TABLES(T), SLOTS, const u64 *keys, i64 n) {                                                   \
+    Tables<T> tables{sketches, shifts, levels, dense, dense_shift, seeds, depth, width};                              \
+    count_keys(tables, near_bits, far, far_bits, keys, n);                                                            \
+  }                                                                                                                   \
+  extern "C" __global__ void flush_slots_##NAME(TABLES(T), u64 *far, int far_bits) {                                  \
+    flush_slots(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, far, far_bits);         \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)                                                        \
+      count_rows_##NAME(TABLES(T), int rows, const u64 *keys, i64 n) {                                                \
+    count_rows(Tables<T>{sketches, shifts, levels, dense, dense_shift, seeds, depth, width}, rows, keys, n);          \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) count_pixels_##NAME(TABLES(T), SLOTS, QUANTISED) {         \
+    __shared__ __align__(16) int weights[WEIGHTS];                                                                    \
+    load_weights(weights, projected);                                                                                 \
+    Tables<T> tables{sketches, shifts, levels, dense, dense_shift, seeds, depth, width};                              \
+    count_pixels(tables, near_bits, far, far_bits, Projection{pixels, n, weights, narrow},                            \
+                 Quantiser{min_norm, low, gain, radix});                                                              \
   }
 
 KERNELS_OF(int, int32)
@@ -348,7 +391,7 @@ __device__ inline void write_keys(const Projection &projection, const Quantiser 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) pixel_keys(QUANTISED, u64 *keys) {
-  __shared__ int weights[WEIGHTS];
+  __shared__ __align__(16) int weights[WEIGHTS];
   load_weights(weights, projected);
   write_keys(Projection{pixels, n, weights, narrow}, Quantiser{min_norm, low, gain, radix}, keys);
 }
@@ -371,7 +414,7 @@ struct IntoUnits {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) unit_histogram(PROJECTED, u32 *into) {
-  __shared__ int weights[WEIGHTS];
+  __shared__ __align__(16) int weights[WEIGHTS];
   load_weights(weights, projected);
   Projection projection{pixels, n, weights, narrow};
   i64 stop = share_stop(n), step = blockDim.x;

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cairn.errors import DeviceError
 from cairn.kernels.pixels_numba import to_levels
-from cairn.kernels.pixels_numpy import LEVEL_MAX
+from cairn.kernels.pixels_numpy import LEVEL_MAX, Counts, Levels, Projection, Vector
 from cairn.kernels.sketch_numba import combine, drain, scatter
 
 __all__ = [
@@ -54,10 +54,6 @@ PART = 2**22  # pixels or keys that go over at once: 300 MB of 35 bands
 LEAST = 2**12  # where that many find no room, nothing does
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-Levels = npt.NDArray[np.uint16]
-Projection = npt.NDArray[np.int32]
-Vector = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
 _P = ParamSpec("_P")

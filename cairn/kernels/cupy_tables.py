@@ -13,9 +13,6 @@ from cairn.kernels.cupy_ import (
     ROW_THREADS,
     Array,
     Keys,
-    Levels,
-    Projection,
-    Vector,
     attribute,
     failures_said,
     fitting,
@@ -24,17 +21,26 @@ from cairn.kernels.cupy_ import (
     table_arguments,
     words,
 )
+from cairn.kernels.pixels_numpy import Levels, Projection, Vector
 
 SLOT = 12  # bytes: a key and a count
 SPARE = 1024  # bytes of a multiprocessor's shared memory that a block may not have
 SLOTS_MOST = 14  # bits
+FAR_MOST = 22  # bits
 INT32_MAX = 2**31 - 1
 PAYS = 4  # times that adding directly must cost what the private rows' own additions cost
 LANE_PART = 2**18  # pixels copied while as many are counted: 18 MB of 35 bands
 
 
 def count_keys(
-    keys: Array, shifts: tuple[int, ...], sketches: Array, dense_shift: int, dense: Array, seeds: Array
+    keys: Array,
+    shifts: tuple[int, ...],
+    sketches: Array,
+    dense_shift: int,
+    dense: Array,
+    seeds: Array,
+    *,
+    private: bool = True,
 ) -> None:
     """Count keys into every level of a counts plan, in place, in the GPU's memory.
 
@@ -42,21 +48,20 @@ def count_keys(
     shifts       bits to cut off a key for each sketch
     sketches     cupy int32 or int64[len(shifts), depth, width]
     dense_shift  bits to cut off for the dense table
-    dense        cupy, as sketches, [2^dense_bits], or None
+    dense        cupy, as sketches, [2^dense_bits]
+    private      rows may be counted in the blocks' own memory, where that pays
     """
-    n, there, tables = len(keys), words(keys), table_arguments(shifts, sketches, dense_shift, dense, seeds)
-    if not n:
-        return
-    rows, blocks = private_rows(sketches.shape, n)
+    there, tables = words(keys), table_arguments(shifts, sketches, dense_shift, dense, seeds)
+    rows, blocks = private_rows(sketches.shape, len(keys)) if private else (0, 0)
     if rows:
         shared = 4 * rows * sketches.shape[2]
-        arguments = (*tables, np.int32(rows), there, np.int64(n))
+        arguments = (*tables, np.int32(rows), there, np.int64(len(keys)))
         launch(f"count_rows_{sketches.dtype}", arguments, threads=ROW_THREADS, blocks=blocks, shared=shared)
-        tables = (*tables[:2], np.int32(0), *tables[3:])  # no sketch, only the dense table is left
-        if dense is None:
-            return
-    bits = slot_bits()
-    launch(f"count_keys_{sketches.dtype}", (*tables, np.int32(bits), there, np.int64(n)), shared=SLOT << bits)
+        _count_keys(there, (*tables[:2], np.int32(0), *tables[3:]), None)  # no sketch, only the dense table is left
+        return
+    far = new_slots()
+    _count_keys(there, tables, far)
+    flush(tables, far)
 
 
 def count_pixels(
@@ -74,17 +79,31 @@ def count_pixels(
 ) -> None:
     """Quantise pixels and count their keys in one pass; `keys` and `count_keys` together, no key is written down."""
     tables = table_arguments(shifts, sketches, dense_shift, dense, seeds)
-    there = cupy.ascontiguousarray(cupy.asarray(levels, cupy.uint16))
-    _count_pixels(there, projection.shape, tables, quantiser(projection, min_norm, low, gain, radix))
+    there, far = cupy.ascontiguousarray(cupy.asarray(levels, cupy.uint16)), new_slots()
+    _count_pixels(there, projection.shape, tables, quantiser(projection, min_norm, low, gain, radix), far)
+    flush(tables, far)
 
 
 def slot_bits(weights: int = 0) -> int:
     """Choose the number of slots, 2^bits: as many as let two blocks share a multiprocessor's memory.
 
-    weights  int32 that a block keeps there too
+    weights  int32 that a block keeps there too, each band's in fours
     """
     room = attribute("MaxSharedMemoryPerBlockOptin") // 2 - SPARE - 4 * weights
     return min(SLOTS_MOST, max(room // SLOT, 1).bit_length() - 1)
+
+
+def new_slots() -> Any:
+    """Make slots for all blocks, empty, in half of the L2 cache; the other half is the tables'."""
+    bits = min(FAR_MOST, (attribute("L2CacheSize") // 2 // SLOT).bit_length() - 1)
+    slots = cupy.empty(SLOT << bits, cupy.uint8)
+    _empty(slots)
+    return slots
+
+
+def flush(tables: tuple[Any, ...], far: Array) -> None:
+    """Add what the slots hold to the tables, given as the kernels' arguments, and empty them."""
+    launch(f"flush_slots_{tables[0].dtype}", (*tables, far, np.int32(_bits(far))))
 
 
 def private_rows(shape: tuple[int, int, int], n: int) -> tuple[int, int]:
@@ -159,6 +178,7 @@ class DeviceTables:
             self._quantiser = quantiser(*of_pixels)
             self._levels = shifts, dense_shift, words(seeds)
             self._tables = cupy.zeros((len(shifts), *sketches), cupy.int32), cupy.zeros(dense, cupy.int32)
+            self._far = new_slots()
             self._lanes = [[_Lane(), _Lane()] for _ in range(workers)]
             self._parts = [LANE_PART] * workers
         self._lock = Lock()
@@ -171,7 +191,7 @@ class DeviceTables:
         def work(start: int, stop: int) -> None:
             lane = lanes[0]
             with lane.filled(levels[:, start:stop]) as there, self._lock:
-                _count_pixels(there, self._shape, self._room(stop - start), self._quantiser)
+                _count_pixels(there, self._shape, self._room(stop - start), self._quantiser, self._far)
             lanes.reverse()
 
         with failures_said():
@@ -183,10 +203,7 @@ class DeviceTables:
         def work(start: int, stop: int) -> None:
             there = words(keys[start:stop])
             with self._lock:
-                self._room(stop - start)
-                shifts, dense_shift, seeds = self._levels
-                sketches, dense = self._tables
-                count_keys(there, shifts, sketches, dense_shift, dense, seeds)
+                _count_keys(there, self._room(stop - start), self._far)
 
         with failures_said():
             fitting(len(keys), work)
@@ -195,6 +212,7 @@ class DeviceTables:
         """Return what was counted, int32 or int64 sketches[levels, depth, width] and dense, and begin anew."""
         with failures_said():
             cupy.cuda.Device().synchronize()
+            flush(self._arguments(), self._far)
             taken = self._tables[0].get(), self._tables[1].get()
         self.clear()
         return taken
@@ -208,21 +226,52 @@ class DeviceTables:
                     table.fill(0)
             else:
                 self._tables = tuple(cupy.zeros(table.shape, cupy.int32) for table in self._tables)
+            _empty(self._far)
         self._weight = 0
 
     def _room(self, n: int) -> tuple[Any, ...]:
         """Make sure that n more keys cannot overflow the tables, and list the kernels' arguments for them."""
         if self._weight + n > INT32_MAX and self._tables[0].dtype == cupy.int32:
             cupy.cuda.Device().synchronize()
+            flush(self._arguments(), self._far)
             self._tables = tuple(table.astype(cupy.int64) for table in self._tables)
+            cupy.cuda.Device().synchronize()  # before another worker's stream may count into them
         self._weight += n
+        return self._arguments()
+
+    def _arguments(self) -> tuple[Any, ...]:
         shifts, dense_shift, seeds = self._levels
         arguments: tuple[Any, ...] = table_arguments(shifts, self._tables[0], dense_shift, self._tables[1], seeds)
         return arguments
 
 
-def _count_pixels(there: Array, shape: tuple[int, ...], tables: tuple[Any, ...], of_pixels: tuple[Any, ...]) -> None:
-    bits, n = slot_bits(shape[0] * shape[1]), there.shape[1]
-    if n:
-        arguments = (*tables, np.int32(bits), there, np.int64(n), *of_pixels)
+def _count_keys(there: Array, tables: tuple[Any, ...], far: Array | None) -> None:
+    bits, slots = _slots(slot_bits(), far)
+    if there.size:
+        arguments = (*tables, *slots, there, np.int64(there.size))
+        launch(f"count_keys_{tables[0].dtype}", arguments, shared=SLOT << bits)
+
+
+def _count_pixels(
+    there: Array, shape: tuple[int, ...], tables: tuple[Any, ...], of_pixels: tuple[Any, ...], far: Array
+) -> None:
+    bits, slots = _slots(slot_bits(-(-shape[0] // 4) * 4 * shape[1]), far)
+    if there.size:
+        arguments = (*tables, *slots, there, np.int64(there.shape[1]), *of_pixels)
         launch(f"count_pixels_{tables[0].dtype}", arguments, shape, shared=SLOT << bits)
+
+
+def _slots(bits: int, far: Array | None) -> tuple[int, tuple[Any, ...]]:
+    """List the kernels' arguments for slots: 2^bits of a block's own, and those of all blocks, which may be None."""
+    if far is None:
+        return bits, (np.int32(bits), np.uint64(0), np.int32(1))
+    return bits, (np.int32(bits), far, np.int32(_bits(far)))
+
+
+def _empty(far: Array) -> None:
+    far[: 8 << _bits(far)] = 0xFF
+    far[8 << _bits(far) :] = 0
+
+
+def _bits(far: Array) -> int:
+    return int(far.size // SLOT).bit_length() - 1

@@ -6,6 +6,7 @@ same. Pixels stay in the worker.
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import cairn
 from cairn import codec, kernels
 from cairn.errors import ConfigError, ImageError
 from cairn.plan import Plan
-from edge_node.counting import Counter
+from edge_node.counting import Counter, despite_a_lost_gpu
 from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
 from edge_node.worker import (
@@ -67,7 +68,7 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
     unfit = []
     for piece in batch:
         try:
-            _count_piece(piece, plan, order, counter, on_gpu=on_gpu)
+            despite_a_lost_gpu(partial(_count_piece, piece, plan, order, counter, on_gpu=on_gpu))
         except Unfit as error:
             unfit.append((piece.image, error.problem))
         get_worker().log_event(order.topic, [piece.number, piece.pixels])

@@ -49,6 +49,7 @@ class Card:
     capability: str = "90"
     multiprocessors: int = 2
     shared: int = 232448  # bytes a block may have
+    cache: int = 24 * 2**8  # bytes; few, so that slots run out
     largest: int = 2**40  # bytes of an array at most; more is out of memory
     launches: int = 2**40  # after so many the card is gone
     compiler: bool = True
@@ -238,6 +239,7 @@ class _Device:
         self.attributes = {
             "MultiProcessorCount": card.multiprocessors,
             "MaxSharedMemoryPerBlockOptin": card.shared,
+            "L2CacheSize": card.cache,
         }
 
     def synchronize(self) -> None:

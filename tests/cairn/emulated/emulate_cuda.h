@@ -15,6 +15,7 @@
 #define __global__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 #define DYNAMIC_SHARED(T, NAME) T *NAME = (T *)dynamic_shared
 
 struct Index {
@@ -22,6 +23,9 @@ struct Index {
 };
 struct alignas(16) ulonglong2 {
   unsigned long long x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
 };
 enum State { READY, AT_BARRIER, IN_WARP, DONE };
 struct Thread {
