@@ -44,7 +44,7 @@ def count_keys(
 ) -> None:
     """Count keys into every level of a counts plan, in place, in the GPU's memory.
 
-    keys         uint64[n]; BACKGROUND is left out; n at most 2^31 a call where the tables are int32
+    keys         uint64[n]; BACKGROUND is left out; n at most 2^31 a call
     shifts       bits to cut off a key for each sketch
     sketches     cupy int32 or int64[len(shifts), depth, width]
     dense_shift  bits to cut off for the dense table
@@ -182,7 +182,7 @@ class DeviceTables:
             self._lanes = [[_Lane(), _Lane()] for _ in range(workers)]
             self._parts = [LANE_PART] * workers
         self._lock = Lock()
-        self._weight = 0
+        self._weight = 0  # keys since the slots were empty, and the tables zero or int64
 
     def count_pixels(self, levels: Levels, worker: int = 0) -> None:
         """Count pixels uint16[bands, n] of the host's memory."""
@@ -230,12 +230,14 @@ class DeviceTables:
         self._weight = 0
 
     def _room(self, n: int) -> tuple[Any, ...]:
-        """Make sure that n more keys cannot overflow the tables, and list the kernels' arguments for them."""
-        if self._weight + n > INT32_MAX and self._tables[0].dtype == cupy.int32:
+        """Make sure that n more keys cannot overflow the tables or slots, and list the kernels' arguments for them."""
+        if self._weight + n > INT32_MAX:
             cupy.cuda.Device().synchronize()
             flush(self._arguments(), self._far)
-            self._tables = tuple(table.astype(cupy.int64) for table in self._tables)
+            if self._tables[0].dtype == cupy.int32:
+                self._tables = tuple(table.astype(cupy.int64) for table in self._tables)
             cupy.cuda.Device().synchronize()  # before another worker's stream may count into them
+            self._weight = 0
         self._weight += n
         return self._arguments()
 

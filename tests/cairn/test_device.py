@@ -87,7 +87,7 @@ def test_two_workers_at_once_count_the_sum(gpu):
 def test_counters_widen_before_they_could_overflow(gpu, monkeypatch):
     tables = importlib.import_module("cairn.kernels.cupy_tables")
     monkeypatch.setattr(tables, "INT32_MAX", 4000)
-    counter, images = key_counter(STAGE, gpu), [image(seed) for seed in range(4)]
+    counter, images = key_counter(STAGE, gpu), [image(seed) for seed in range(7)]
     for one in images:
         counter.add_pixels(one)
     counter.checkpoint()
