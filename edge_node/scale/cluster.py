@@ -73,7 +73,7 @@ def answering(address: str) -> str:
 
 
 def local(workers: int) -> LocalCluster:
-    """Start worker processes of one core each, one for each GPU where GPUs count and dask-cuda is installed.
+    """Start worker processes of one core each; where GPUs count and dask-cuda is installed, one for a GPU at most.
 
     Scheduler and workers speak TLS with certificates made for this once: on a machine with other users, whoever may
     connect to a scheduler may run programs.
@@ -91,7 +91,9 @@ def local(workers: int) -> LocalCluster:
     if best()[0] == "cupy" and find_spec("dask_cuda"):
         from dask_cuda import LocalCUDACluster  # noqa: PLC0415 - only where there are GPUs
 
-        return LocalCUDACluster(**made)
+        from cairn.kernels.cupy_ import cards  # noqa: PLC0415
+
+        return LocalCUDACluster(**made | {"n_workers": min(workers, cards())})
     return LocalCluster(**made)
 
 
