@@ -21,6 +21,7 @@ from cairn.errors import ConfigError, IdentityError
 from cairn.secrecy import keep_private
 from cairn.tracing import open_traces
 from edge_node import local_service
+from edge_node.apart import Apart
 from edge_node.approval import Offers, not_allowed, reason_against
 from edge_node.audit import AuditLog, first_broken
 from edge_node.connection import Connection, Reports, Wanted, read_enrolled, read_key
@@ -137,6 +138,7 @@ class Node:
             log=log,
             door=door,
         )
+        self._apart = Apart(settings, lambda why: log.warning("no GPU", because=why))
         self._pixels = PixelTallies(
             settings,
             offers=offers,
@@ -147,6 +149,7 @@ class Node:
             changed=self._note_plans,
             log=log,
             traces=traces,
+            by=self._apart.count_files,
         )
         self._replay = ReplayTallies(settings, offers=offers, outbox=outbox, board=board, sealed=self._sealed, log=log)
         self._training = settings.training and Training(
@@ -250,6 +253,7 @@ class Node:
         self._connection.close()
         for thread in threads:
             thread.join(PATIENCE_S)
+        self._apart.end()
         self._traces.stop()
 
     def _offered(self, wanted: Wanted) -> None:

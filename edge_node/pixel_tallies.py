@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from cairn import kernels
 from cairn.errors import CairnError, IdentityError, PolicyError, StorageFull
+from cairn.kernels import best
 from cairn.plan import Plan, RunStage
 from cairn.tracing import Traces
 from edge_node import worker
@@ -24,6 +24,7 @@ class PixelTallies:
     report   tells the aggregator how far the site is
     sealed   called when there is something to send
     changed  called when something has become of a plan
+    by       counts, where the settings name no workers
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class PixelTallies:
         sealed: Callable[[], None],
         changed: Callable[[], None],
         log: Log,
+        by: worker.Counting,
         traces: Traces | None = None,
     ) -> None:
         self._settings = settings
@@ -48,6 +50,7 @@ class PixelTallies:
         self._changed = changed
         self._log = log
         self._traces = traces or Traces()
+        self._by = by
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -56,12 +59,11 @@ class PixelTallies:
 
     def run(self, halt: threading.Event) -> None:
         """Work until `halt` is set. Raises IdentityError when the site is not admitted any more."""
-        functions = kernels.load(self._settings.kernels, lambda why: self._log.warning("no GPU", because=why))
-        if self._settings.backend == "auto" and (warning := kernels.best()[1]):
+        if self._settings.backend == "auto" and (warning := best()[1]):
             self._log.warning("no GPU", because=warning)
         while not halt.is_set():
             offer = next((offer for offer in self._offers.listed() if self._is_next(offer)), None)
-            if offer is None or not self._work(offer, functions, halt):
+            if offer is None or not self._work(offer, halt):
                 self._woken.wait(self._settings.rescan_seconds)
                 self._woken.clear()
                 self._offers.reconsider()
@@ -75,7 +77,7 @@ class PixelTallies:
             and not self._outbox.find(offer.fingerprint)
         )
 
-    def _work(self, offer: Offer, functions: kernels.Kernels, halt: threading.Event) -> bool:
+    def _work(self, offer: Offer, halt: threading.Event) -> bool:
         """Count one plan and seal the tally; False when it is to be tried again later."""
         plan = offer.plan
         assert plan is not None  # an offer without a plan is refused
@@ -88,13 +90,13 @@ class PixelTallies:
                     plan,
                     of,
                     self._settings,
-                    functions,
+                    None,
                     self._board,
                     cancelled=lambda: halt.is_set() or not self._offers.wanted(of),
                     seed=ledger.sampling_seed(of) if ledger else b"",
                 )
                 with chosen(job, self._settings.scale) as (by, _):
-                    counted = worker.count(job, by)
+                    counted = worker.count(job, by or self._by)
             self._report()  # so that the aggregator knows the size of the images when the tally arrives
             if ledger is not None:
                 counted = noised(plan, counted, ledger.spend(plan, of, counted.tables, datetime.now(UTC)))

@@ -58,6 +58,7 @@ class Job:
     """A plan to be worked, and with what.
 
     fingerprint  of the plan, 32 bytes
+    kernels      None where another process counts
     board        is told of progress and problems
     cancelled    tells whether to give up
     seed         32 bytes, by which a private plan's pixels are chosen
@@ -66,7 +67,7 @@ class Job:
     plan: Plan
     fingerprint: bytes
     settings: SiteSettings
-    kernels: Kernels
+    kernels: Kernels | None
     board: Board
     cancelled: Callable[[], bool]
     seed: bytes = b""
@@ -242,7 +243,8 @@ def frozen_files(job: Job) -> list[File]:
 
 def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     """Tally a plan over given files; also returns why files were left out, which stands on the board too."""
-    plan, board = job.plan, job.board
+    plan, board, kernels = job.plan, job.board, job.kernels
+    assert kernels is not None  # who has this process count gives them
     hidden = plan.privacy is not None
     work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files), private=hidden)
     board.work(work)
@@ -253,9 +255,9 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     counter: Counter | UnitCounter
     stage, terms = pixel_stage(plan), plan.privacy
     if terms is None or terms.unit == "pixel":
-        counter = Counter(stage, job.kernels, job.settings.threads, terms)
+        counter = Counter(stage, kernels, job.settings.threads, terms)
     else:
-        counter = UnitCounter(stage, job.kernels, terms, job.seed)
+        counter = UnitCounter(stage, kernels, terms, job.seed)
     for _, images in groupby(sorted(wanted, key=_unit) if terms else wanted, _unit):
         with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
             for one in images:
