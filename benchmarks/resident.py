@@ -1,6 +1,7 @@
 """Memory and processor time of an aggregator and of its sites at rest, before and after a study of the default size.
 
-`python -m benchmarks.resident`: real processes on this machine, three sites with two images of 256² pixels.
+`python -m benchmarks.resident`: real processes on this machine, three sites with two images of 256² pixels. A program's
+own children are counted with it; the second look comes after the time that a site's counting child waits for more work.
 """
 
 import os
@@ -8,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from cairn.images import find_images
@@ -15,6 +17,7 @@ from deploy.dealing import common_bands, deal
 from deploy.federation import Federation, federation
 from deploy.study_run import run_study
 from deploy.tissue import make_tissue
+from edge_node.apart import IDLE_S
 
 SITES, SIDE, REST_S = 3, 256, 30.0
 
@@ -28,6 +31,7 @@ def main() -> None:
         with federation(folder / "all", deal(find_images(images), SITES)) as running:
             _look(running, "enrolled, before a study")
             run_study(running, common_bands(images), {}, min_sites=SITES, top_k=20_000, console=Console(stderr=True))
+            time.sleep(2 * IDLE_S)
             _look(running, "after a study")
 
 
@@ -41,8 +45,8 @@ def _look(running: Federation, when: str) -> None:
 
 
 def _resident_mb(pid: int) -> int:
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) // 1024
+    program = psutil.Process(pid)
+    return sum(int(one.memory_info().rss) for one in (program, *program.children(recursive=True))) // 2**20
 
 
 def _ticks(pid: int) -> int:

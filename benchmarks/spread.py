@@ -88,6 +88,7 @@ def run() -> Iterator[dict[str, Any]]:
 def count_alone(site: Site) -> float:
     """Return the seconds of one thread that reads and counts by turns."""
     job = site.job(IMAGES, site.stage)
+    assert job.kernels is not None  # made with them
     counter = Counter(site.stage, job.kernels)
     begin = 0.0
     for number, source in enumerate(

@@ -1,9 +1,9 @@
 """The service of a site: takes in plans, works them off one after another, keeps everything going until it is stopped.
 
     Connection.watch → Node._offered → Offers.take
-      → PixelTallies.run → worker.count ─┐
-      → ReplayTallies.run → tally_of ────┴→ Outbox.seal → Sending.run → Uplink.deliver
-                                                        → MaskedTallies.run → Steps.answer → Uplink.send_words
+      → PixelTallies.run → worker.count → Apart ─┐
+      → ReplayTallies.run → tally_of ────────────┴→ Outbox.seal → Sending.run → Uplink.deliver
+                                                                → MaskedTallies.run → Steps.answer → Uplink.send_words
 
 Six threads, one each for watching, counting, sending, masked sums, reporting and people's decisions, and two more at a
 site that trains; they share the board, the outbox and the offers. What is on the disk (windows, outbox, memories of
