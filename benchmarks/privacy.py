@@ -260,14 +260,15 @@ def private_study(
         shown = recovery.verified(tables, plan.stage, top, 1, table_noise(plan, sites)["count"])
     except StudyError:
         return Found(0, 0.0, 0.0, 0.0)
-    last = truth.counts[min(top, len(truth.counts)) - 1]
+    first = min(top, len(truth.counts))
     real = truth.of(shown.keys)
+    recall, mass = float((real >= truth.counts[first - 1]).sum()) / first, float(real.sum() / truth.counts.sum())
     if len(shown.keys) <= spec.n_neighbors:  # too few for a map
-        return Found(len(real), float((real >= last).sum()) / top, float(real.sum() / truth.counts.sum()), 0.0)
+        return Found(len(real), recall, mass, 0.0)
     ours = clusters_of(spec, counts, shown.keys, shown.counts)
     both = [key for key in ours if key in exact_map]
     rand = adjusted_rand_score([exact_map[key] for key in both], [ours[key] for key in both]) if len(both) > 1 else 0.0
-    return Found(len(real), float((real >= last).sum()) / top, float(real.sum() / truth.counts.sum()), float(rand))
+    return Found(len(real), recall, mass, float(rand))
 
 
 def read_back(case: Case, counts: Plan, images: Sequence[Levels]) -> Iterator[dict[str, Any]]:
@@ -318,7 +319,7 @@ def draw(lines: list[dict[str, Any]], path: Path, prefix: str = "privacy", top: 
     again = float(np.mean([value for name, value in values.items() if name.startswith(f"{prefix}/exact/seed_")]))
     panels[2].axhline(again, color="#718096", linestyle="--", linewidth=1)
     panels[2].text(16, again + 0.02, "exact, another seed", fontsize=8, color="#718096", ha="right")
-    panels[0].legend(title="protects", loc="best", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), title="protects", loc="outside right center", fontsize=9)
     figure.savefig(path, dpi=130)
 
 

@@ -53,7 +53,8 @@ def main(folder: Path, pictures: str = "") -> None:
             sys.stdout.flush()
             lines.append(line)
         if pictures:
-            draw(lines, Path(f"{pictures}-{case.name}.png"), f"privacy_{case.name}", TOP)
+            keys = int(lines[0]["value"])
+            draw(lines, Path(f"{pictures}-{case.name}.png"), f"privacy_{case.name}", min(TOP, keys))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ enrolment is not measured.
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -152,7 +153,7 @@ def found(folder: Path) -> tuple[AggregatorSettings, dict[str, tuple[bytes, byte
     wanted = os.environ.get("CAIRN_DATABASE")
     settings = initialise(folder, "scale", ["127.0.0.1:0"], datetime.now(UTC), database=wanted)
     path = folder / "aggregator.toml"
-    path.write_text(path.read_text().replace("# threads = 256 ", f"threads = {2 * SITES + 200} "))
+    path.write_text(re.sub(r"# threads = \d+", f"threads = {2 * SITES + 200}", path.read_text()))
     settings, now = load_settings(path), datetime.now(UTC)
     assert settings.limits.threads == 2 * SITES + 200
     authority = pki.load_authority("scale", settings.pki_dir)

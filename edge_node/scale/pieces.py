@@ -22,8 +22,8 @@ from edge_node.worker import Wanted
 Narrow = Mapping[str, npt.NDArray[np.int32] | npt.NDArray[np.int64]]
 Held = tuple[tuple[int, int], ...]  # numbers as ranges [first, end), rising, not touching
 
-LEAST, MOST = 1 << 20, 1 << 26  # pixels that are counted at once
-SHARES = 4  # for each worker, so that none waits long for the last one
+LEAST, MOST = 1 << 20, 1 << 28  # pixels that are counted at once
+SHARES = 3  # for each worker, so that none waits long for the last one
 
 
 @dataclass(frozen=True)
