@@ -97,5 +97,5 @@ def test_work_goes_round_and_is_never_too_small_or_large() -> None:
     assert share(10, 64, cells=9) == LEAST
     assert share(10**8, 64, cells=13_800_000) == 13_800_000
     assert share(10**12, 64, cells=9) == MOST
-    assert share(10**9, 16, cells=9) == 10**9 // 64
+    assert share(10**9, 16, cells=9) == 10**9 // 48
     assert share(10**9, 0, cells=9) == MOST, "the scheduler has no workers yet"
