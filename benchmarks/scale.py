@@ -27,23 +27,25 @@ class Rates:
     sealing          bytes of tables packed in a core's second (Masked sums: 50 MB in 0.07 to 0.23 s; the slower)
     merging          bytes of tally files unpacked and added in a core's second (Merging: 55 MB in 77 ms)
 
-    Assumed, until `python -m benchmarks sites` has run whole:
-    passes           over the pixels in a study, each as dear as counting: moments, ranges, counts, recovery, codebook
     taking           bytes of uploads that the aggregator takes in a core's second, TLS, digests and checks included
-    call             seconds of the aggregator's core for what a site and a stage cost whatever the size
-    report           seconds of its core for a report of a site
-    stream, idle     bytes of its memory for a connected site, and without any
+                     (Many sites: an upload of 1 kB costs 79 ms, one of 2,590 kB 141 ms)
+    call             seconds of the aggregator's core for what a site and a stage cost whatever the size (the 79 ms)
+    report           seconds of its core for a report of a site (Many sites: 169 a second with 0.95 cores)
+    stream, idle     bytes of its memory for a connected site, and without any (Many sites: 345 MB with 1,000 streams)
+
+    Assumed:
+    passes           over the pixels in a study, each as dear as counting: moments, ranges, counts, recovery, codebook
     """
 
     pixels_a_core: float = 12.15e6
     sealing: float = 50e6 / 0.23
     merging: float = 55e6 / 0.077
     passes: int = 5
-    taking: float = 50e6
-    call: float = 0.010
-    report: float = 0.002
-    stream: float = 0.3e6
-    idle: float = 190e6
+    taking: float = 2.589e6 / (0.1411 - 0.0793)
+    call: float = 0.0793
+    report: float = 0.95 / 169
+    stream: float = 177e3
+    idle: float = 168e6
 
 
 @dataclass(frozen=True)

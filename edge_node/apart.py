@@ -7,7 +7,6 @@ are one program from one installation, and each ends with the other.
 """
 
 import ctypes
-import pickle
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -121,8 +121,8 @@ class Apart:
                     job.board.problems(job.plan.study, problems)
                 case "warning", sentence:
                     self._warn(sentence)
-                case "failed", error:
-                    return pickle.loads(error)  # type: ignore[no-any-return]  # noqa: S301 - of our own child
+                case "failed", BaseException() as error:
+                    return error
                 case "tally", heads, problems:
                     return Tally(job.fingerprint, {name: _table(pipe, *head) for name, *head in heads}), problems
 
@@ -155,7 +155,7 @@ def serve(pipe: Connection) -> None:
             with _telling(pipe, job, warnings):
                 tally, problems = count_files(job, order.files)
         except BaseException as error:  # noqa: BLE001 - it is raised in the service
-            pipe.send(("failed", _portable(error)))
+            _fail(pipe, error)
             continue
         tables = {name: np.ascontiguousarray(table) for name, table in tally.tables.items()}
         pipe.send(("tally", [(name, table.dtype.str, table.shape) for name, table in tables.items()], problems))
@@ -195,14 +195,15 @@ def _telling(pipe: Connection, job: Job, warnings: list[str]) -> Iterator[None]:
         teller.join()
 
 
-def _portable(error: BaseException) -> bytes:
-    """Pickle an error, or its sentence where it cannot be made anew."""
+def _fail(pipe: Connection, error: BaseException) -> None:
+    """Send an error to be raised in the service, or its sentence where it cannot be made anew there."""
     try:
-        packed = pickle.dumps(error)
-        pickle.loads(packed)  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever an error of a library does when it is pickled
-        return pickle.dumps(CairnError(f"{type(error).__name__}: {error}"))
-    return packed
+        copy(error)  # makes it anew, as receiving it does
+        pipe.send(("failed", error))
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever an error of a library does when it is copied or packed
+        pipe.send(("failed", CairnError(f"{type(error).__name__}: {error}")))
 
 
 def main() -> None:

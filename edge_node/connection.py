@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,8 @@ WATCH = timedelta(hours=6)  # a stream is opened anew after it, which is also wh
 CALL_S = 20.0
 PARTS = 100  # in which a private plan's progress is told
 REPORT_S = 1.0  # at most one report in this time
+REPORT_SHARE = 0.05  # of the time that may go by waiting for answers to reports
+REPORT_LATEST_S = 30.0
 AGGREGATOR = "aggregator.json"
 
 
@@ -239,9 +242,16 @@ class Reports:
         self._lock = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
-        """Report at most once in a second, and only what has changed, until `stop` is set. Raises IdentityError."""
-        while not stop.wait(REPORT_S):
+        """Report what has changed, once in a second, and less often to an aggregator that is slow to answer.
+
+        Ends when `stop` is set. Raises IdentityError.
+        """
+        pause = REPORT_S
+        while not stop.wait(pause):
+            began = time.monotonic()
             self.send()
+            # A thousand sites that all count would else report more than one aggregator takes (docs/BENCHMARKS.md).
+            pause = min(max(REPORT_S, (time.monotonic() - began) / REPORT_SHARE), REPORT_LATEST_S)
 
     def send(self) -> None:
         """Report now if something has changed; when that fails, the next one tells as much. Raises IdentityError."""
