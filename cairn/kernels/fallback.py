@@ -67,4 +67,4 @@ class _Switch:
         with self._lock:
             if self._on:
                 self._on = False
-                self._warn(f"{error}; the CPU counts from here on, until the service is started again")
+                self._warn(f"{error}; the CPU counts from here on")
