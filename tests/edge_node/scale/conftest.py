@@ -21,7 +21,7 @@ NUMBA = kernels.load("numba")
 def client() -> Iterator[Client]:
     """Two workers of one thread each, in this process."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
