@@ -19,7 +19,7 @@ import cairn
 from cairn import codec
 from cairn.errors import CairnError, ConfigError, Unreachable
 from cairn.plan import Plan
-from edge_node.scale.cluster import STARTED, check_workers, connected
+from edge_node.scale.cluster import HOST, STARTED, check_workers, connected
 from edge_node.scale.spread import count_files
 from edge_node.settings import Scale
 from edge_node.status import Board
@@ -68,7 +68,7 @@ def test_workers_killed_by_signal_nine_in_the_middle_change_no_bit_of_the_tables
 @contextmanager
 def scheduler() -> Iterator[str]:
     """A hospital's own scheduler; gives its address."""
-    made = {"n_workers": 0, "processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
+    made = {"n_workers": 0, "processes": False, "protocol": "tcp://", "host": HOST, "dashboard_address": f"{HOST}:0"}
     with dask.config.set(STARTED | {"distributed.scheduler.allowed-failures": 0}), LocalCluster(**made) as cluster:
         yield cluster.scheduler_address
 
