@@ -118,12 +118,14 @@ class Apart:
             match pipe.recv() if heard else None:
                 case "far", work, problems:
                     job.board.work(work)
-                    job.board.problems(job.plan.study, problems)
+                    if work.pixels_total:  # all images were looked at; until then those of the last stage stand
+                        job.board.problems(job.plan.study, problems)
                 case "warning", sentence:
                     self._warn(sentence)
                 case "failed", BaseException() as error:
                     return error
                 case "tally", heads, problems:
+                    job.board.problems(job.plan.study, problems)
                     return Tally(job.fingerprint, {name: _table(pipe, *head) for name, *head in heads}), problems
 
 
@@ -178,7 +180,7 @@ def _telling(pipe: Connection, job: Job, warnings: list[str]) -> Iterator[None]:
             while warnings:
                 pipe.send(("warning", warnings.pop(0)))
             now = job.board.snapshot()
-            if (now.work, now.problems) != told:
+            if now.work and (now.work, now.problems) != told:
                 told = now.work, now.problems
                 pipe.send(("far", *told))
 
