@@ -22,7 +22,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys
 left_out = {"cairn.__main__", "deploy.sbom", "aggregator.migrations.env"}
 left_out |= {"cairn.kernels.cupy_", "cairn.kernels.cupy_tables"}
-left_out |= {f"edge_node.scale.{name}" for name in ("cluster", "local_worker", "spread", "work")}  # the extra scale
+left_out |= {f"edge_node.scale.{name}" for name in ("cluster", "spread", "work")}  # the extra scale
 for name in sys.argv[1:]:
     for found in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
         if found.name not in left_out and not found.name.startswith("deploy.clinic") and ".versions." not in found.name:
