@@ -34,6 +34,7 @@ def test_a_started_engine_that_keeps_what_it_was_given_open_does_not_hold_up_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "SCRIPTS", tmp_path)
+    monkeypatch.setenv("CAIRN_CACHE", str(tmp_path / "cache"))  # not the real one, which would keep an empty base image
     script = tmp_path / "start_engine.sh"
     script.write_text(
         '#!/bin/sh\ntouch "$1/base.tar"\nsleep 300 & echo $! >"$1/docker.pid"\necho export DOCKER_HOST=unix://x\n',
