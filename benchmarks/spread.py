@@ -96,10 +96,8 @@ def count_alone(site: Site) -> float:
     job = site.job(IMAGES, site.stage)
     assert job.kernels is not None  # made with them
     counter = Counter(site.stage, job.kernels)
-    begin = 0.0
-    for number, source in enumerate(
-        [*find_images(job.settings.images.folder)[:1], *find_images(job.settings.images.folder)]
-    ):
+    begin, sources = 0.0, find_images(job.settings.images.folder)
+    for number, source in enumerate([sources[0], *sources]):
         if number == 1:  # the first one warmed up
             begin = time.perf_counter()
         with counter.image(), open_image(source) as image:

@@ -242,7 +242,7 @@ class Policy(_Section):
 
 
 class Scale(_Section):
-    """By whom images are counted; without this section by threads of the service's own process.
+    """By whom images are counted; without this section by threads of the service's counting child.
 
     workers    processes that are started on this machine
     scheduler  address of the site's own Dask cluster, whose workers see the folder of images under the same path

@@ -245,13 +245,7 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     """Tally a plan over given files; also returns why files were left out, which stands on the board too."""
     plan, board, kernels = job.plan, job.board, job.kernels
     assert kernels is not None  # who has this process count gives them
-    hidden = plan.privacy is not None
-    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files), private=hidden)
-    board.work(work)
-    wanted, problems = survey(job, files)
-    board.problems(plan.study, problems)
-    pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
-    board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
+    _, wanted, problems = begin(job, files)
     counter: Counter | UnitCounter
     stage, terms = pixel_stage(plan), plan.privacy
     if terms is None or terms.unit == "pixel":
@@ -268,6 +262,20 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
                     board.problems(plan.study, problems)
                 board.advance(0, files=1)
     return Tally(job.fingerprint, counter.tables()), problems
+
+
+def begin(job: Job, files: Sequence[File]) -> tuple[Work, list[Wanted], list[Problem]]:
+    """Look at every file, and say on the board how much there is to be worked and what is left out. Raises GivenUp."""
+    plan, board = job.plan, job.board
+    hidden = plan.privacy is not None
+    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files), private=hidden)
+    board.work(work)
+    wanted, problems = survey(job, files)
+    board.problems(plan.study, problems)
+    pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
+    work = replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems))
+    board.work(work)
+    return work, wanted, problems
 
 
 def _unit(one: Wanted) -> str:
@@ -314,14 +322,21 @@ def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:
             closing(ahead(image.tiles(job.levels.bands))) as tiles,
             labelled(job, one.source, image) as take_labels,
         ):
-            try:
-                counter.add(watched(job, tiles), take_labels)
-            except ImageError as error:
-                raise Unfit(UNCOUNTABLE, f"{one.source.id}: {error}") from error
-            check_unchanged(one.source, one.stamp)
+            add_tiles(one, watched(job, tiles), counter, take_labels)
     except BaseException:
         job.board.advance(before - job.board.pixels_done())
         raise
+
+
+def add_tiles(
+    one: Wanted, tiles: Iterator[Tile], counter: Counter | UnitCounter, take_labels: Labelled | None = None
+) -> None:
+    """Add an image's tiles, which is as it was when all are added. Raises Unfit, and what reading raises."""
+    try:
+        counter.add(tiles, take_labels)
+    except ImageError as error:
+        raise Unfit(UNCOUNTABLE, f"{one.source.id}: {error}") from error
+    check_unchanged(one.source, one.stamp)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Who counts a plan: this process, or workers over Dask, whose packages are an extra."""
+"""Whether workers over Dask count a plan, whose packages are an extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from edge_node.worker import Counting, Job
 
 @contextmanager
 def chosen(job: Job, scale: Scale | None) -> Iterator[tuple[Counting | None, str | None]]:
-    """Give who counts the job's plan, None for this process, and the address of Dask's dashboard.
+    """Give who counts the job's plan, None where no workers do, and the address of Dask's dashboard.
 
     Workers are started or found here, and those started end with the block.
     Raises ConfigError, Unreachable.

@@ -23,7 +23,7 @@ from cairn.errors import CairnError, ConfigError, PlanError, Unreachable
 from cairn.tally import Tally, zeros
 from edge_node.scale.pieces import Piece, Sum, countable_in_pieces, cut, joined, same_image, share, whole, wide
 from edge_node.scale.work import Order, count_batch
-from edge_node.status import Board, Problem, Work
+from edge_node.status import Board, Problem
 from edge_node.worker import (
     CHANGED,
     GONE,
@@ -32,9 +32,9 @@ from edge_node.worker import (
     Job,
     Unfit,
     Wanted,
+    begin,
     check_unchanged,
     pixel_stage,
-    survey,
 )
 
 TOGETHER = 4  # sums that are added at once; more would wait for each other in memory
@@ -53,13 +53,8 @@ def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally,
     plan, board = job.plan, job.board
     if not countable_in_pieces(plan):
         raise PlanError("label images are written, and the pixels of a private plan chosen, by one process alone")
-    work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files))
-    board.work(work)
-    wanted, problems = survey(job, files)
-    board.problems(plan.study, problems)
-    pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
-    board.work(replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems)))
-    batches = cut(wanted, share(pixels, sum(client.nthreads().values()), plan.cells))
+    work, wanted, problems = begin(job, files)
+    batches = cut(wanted, share(work.pixels_total, sum(client.nthreads().values()), plan.cells))
     found = ask(job, batches, client)
     whole(found, sum(map(len, batches)))
     unfit = dict(sorted(found.unfit, key=lambda one: one[0]))
@@ -67,9 +62,7 @@ def count_files(job: Job, files: Sequence[File], client: Client) -> tuple[Tally,
     problems += unfit.values()
     board.problems(plan.study, problems)
     counted = sum(one.pixels for image, one in enumerate(wanted) if image not in unfit)
-    board.work(
-        replace(work, pixels_done=counted, pixels_total=pixels, raw_bytes=raw, files_done=len(files))
-    )  # the last pieces may not have been told of yet
+    board.work(replace(work, pixels_done=counted, files_done=len(files)))  # the last pieces may not have told of it yet
     return Tally(job.fingerprint, wide(found.tables) if found.tables else zeros(pixel_stage(plan))), problems
 
 

@@ -14,14 +14,14 @@ from distributed import get_worker
 
 import cairn
 from cairn import codec, kernels
-from cairn.errors import ConfigError, ImageError
+from cairn.errors import ConfigError
 from cairn.plan import Plan
 from edge_node.counting import Counter, despite_a_lost_gpu
 from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
 from edge_node.worker import (
-    UNCOUNTABLE,
     Unfit,
+    add_tiles,
     ahead,
     check_unchanged,
     levels_of,
@@ -82,14 +82,9 @@ def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, *, on
     It is read by the thread that counts: a worker is one core, and there is one for each. A GPU counts while the next
     tile is read.
     """
-    source, stamp = piece.wanted.source, piece.wanted.stamp
-    check_unchanged(source, stamp)
-    with counter.image(), opened(source, order.images) as image:
+    one = piece.wanted
+    check_unchanged(one.source, one.stamp)
+    with counter.image(), opened(one.source, order.images) as image:
         found = image.tiles(levels_of(plan).bands, part=piece.tiles)
-        tiles = readable(ahead(found) if on_gpu else found)
-        try:
-            with closing(tiles):
-                counter.add(tiles)
-        except ImageError as error:
-            raise Unfit(UNCOUNTABLE, f"{source.id}: {error}") from error
-        check_unchanged(source, stamp)
+        with closing(readable(ahead(found) if on_gpu else found)) as tiles:
+            add_tiles(one, tiles, counter)
