@@ -192,7 +192,7 @@ def file() -> Iterator[Line]:
     from benchmarks import ingest  # noqa: PLC0415
     from cairn.images import find_images, open_image  # noqa: PLC0415
     from edge_node.counting import Counter  # noqa: PLC0415
-    from edge_node.worker import ahead  # noqa: PLC0415
+    from edge_node.fitness import ahead  # noqa: PLC0415
 
     _, stage = tissue()
     with tempfile.TemporaryDirectory() as name:

@@ -8,7 +8,7 @@ from cairn import codec
 from cairn.errors import CairnError, ConfigError, IdentityError, PlanError, PlanNotApproved
 from cairn.plan import Plan, RunStage, fingerprint
 from cairn.v1 import plans_pb2
-from edge_node import worker
+from edge_node import fitness
 from edge_node.audit import AuditLog, Departure
 from edge_node.decisions import Decision, read_decisions
 from edge_node.policy import rules
@@ -44,7 +44,7 @@ def reason_against(plan: Plan, of: bytes, settings: SiteSettings) -> Reason:
         return reason
     if isinstance(plan.stage, RunStage):
         return None  # what it counts is made in the round; whether anything is, only the round can tell
-    return worker.lacking(plan, settings.images)
+    return fitness.lacking(plan, settings.images)
 
 
 @dataclass(frozen=True)

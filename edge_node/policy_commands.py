@@ -71,7 +71,7 @@ def check_policy(plan: PlanName, config: Config, as_json: AsJson = False) -> Non
     Example: `cairn edge policy check counts.plan --config site.toml`
     """
     from cairn.plan import RunStage  # noqa: PLC0415 - each command loads what it needs
-    from edge_node import worker  # noqa: PLC0415
+    from edge_node import fitness  # noqa: PLC0415
     from edge_node.decisions import read_decisions  # noqa: PLC0415
     from edge_node.policy import Rule, rules  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def check_policy(plan: PlanName, config: Config, as_json: AsJson = False) -> Non
         raise PlanError(f"the plan {of[:12]}… is not open at the aggregator; name a file of it")
     verdicts = list(rules(found, bytes.fromhex(of), settings, read_decisions(settings.state_dir)))
     if not isinstance(found.stage, RunStage):  # runs bring their own images
-        verdicts.append(Rule("images", worker.lacking(found, settings.images)))
+        verdicts.append(Rule("images", fitness.lacking(found, settings.images)))
     against = [rule for rule in verdicts if rule.against]
     if as_json:
         typer.echo(

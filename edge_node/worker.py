@@ -4,9 +4,7 @@ An image that cannot be counted becomes a problem for a person and leaves nothin
 on. Reading runs in a thread of its own, a few tiles ahead of the counting.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,27 +12,31 @@ from itertools import groupby
 from typing import TypeAlias
 
 from cairn.errors import ImageError, PlanError
-from cairn.images import Image, ImageSource, Tile, find_images, open_image
+from cairn.images import Image, ImageSource, Tile, find_images
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
-from cairn.plan import CodebookPlan, MomentsPlan, PixelStage, Plan, RangesPlan, RunStage
+from cairn.plan import CodebookPlan, MomentsPlan, Plan
 from cairn.tally import Tally
 from edge_node.counting import Counter, Labelled, despite_a_lost_gpu
+from edge_node.fitness import (
+    GONE,
+    UNCOUNTABLE,
+    Unfit,
+    ahead,
+    check_bands,
+    check_unchanged,
+    levels_of,
+    opened,
+    pixel_stage,
+    readable,
+    still_there,
+)
 from edge_node.labelling import label_images
 from edge_node.privacy.patients import NOBODYS, patient_of
 from edge_node.privacy.units import UnitCounter
-from edge_node.settings import Images, SiteSettings
+from edge_node.settings import SiteSettings
 from edge_node.status import Board, Problem, Work, for_aggregator
 from edge_node.windows import Frozen, Stamp, Windows
-
-AHEAD = 1  # tiles that wait for a counter; one more is being read. A tile can be 64 MiB large
-LOOKED_AT = 20  # images that are opened before a plan is refused because none has its bands
-
-# What the aggregator is told of an image that was left out; the sentence with the file's name stays at the site.
-GONE = "an image is not there any more"
-CHANGED = "an image changed after it was first seen, or while it was read"
-UNREADABLE = "an image could not be read"
-UNCOUNTABLE = "an image holds values that cannot be counted"
 
 
 class GivenUp(Exception):
@@ -43,14 +45,6 @@ class GivenUp(Exception):
 
 class NothingCountable(Exception):
     """The site has images for the plan, but not one that can be counted; the sentence says why and names no file."""
-
-
-class Unfit(Exception):
-    """An image that is left out."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.problem = Problem(kind, detail)
 
 
 @dataclass(frozen=True)
@@ -97,117 +91,6 @@ class Wanted:
 
 File = tuple[Frozen, ImageSource | None]
 Counting: TypeAlias = Callable[[Job, Sequence[File]], tuple[Tally, list[Problem]]]
-
-
-def pixel_stage(plan: Plan) -> PixelStage:
-    """Return the stage of a plan over images. Raises PlanError for one over transitions."""
-    stage = plan.stage
-    if isinstance(stage, RunStage):
-        raise PlanError(f"a plan of stage {stage.stage} counts what a training round makes, not images")
-    return stage
-
-
-def levels_of(plan: Plan) -> PixelLevels:
-    """Return how a plan makes levels of values, and with that its bands."""
-    stage = pixel_stage(plan)
-    return stage.pixels if isinstance(stage, MomentsPlan | RangesPlan) else stage.quantiser.pixels
-
-
-def lacking(plan: Plan, images: Images) -> str | None:
-    """Say why the site's images do not do for a plan, None when one of the first does. No file is named."""
-    reason = "the site holds no image"
-    try:
-        for source in find_images(images.folder)[:LOOKED_AT]:
-            try:
-                with opened(source, images) as image:
-                    check_bands(image, plan)
-            except Unfit as unfit:
-                reason = f"no image of this site can be counted: {unfit.problem.kind}"
-            else:
-                return None
-    except ImageError:
-        return "the site's folder of images is not there"
-    return reason
-
-
-@contextmanager
-def opened(source: ImageSource, images: Images) -> Iterator[Image]:
-    """Open an image by the site's settings. Raises Unfit for whatever fails with it inside the block."""
-    try:
-        with open_image(source, images.bands, images.raw.layout() if images.raw else None) as image:
-            yield image
-    except ImageError as error:
-        raise Unfit(UNREADABLE, str(error)) from error
-
-
-def check_bands(image: Image, plan: Plan) -> None:
-    """Refuse an image without a band of the plan. Raises Unfit that names the bands: they are in the plan anyway."""
-    missing, details = [], []
-    for band in levels_of(plan).bands:
-        try:
-            image.indices([band])
-        except ImageError as error:
-            missing.append(band)
-            details.append(str(error))
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise Unfit(f"an image lacks {', '.join(missing[:5])}{more}", details[0])
-
-
-def still_there(frozen: Frozen, source: ImageSource | None) -> ImageSource:
-    """Return a frozen image's source, as it was then. Raises Unfit."""
-    if source is None:
-        raise Unfit(GONE, f"{frozen.file}: is not there any more")
-    check_unchanged(source, frozen.stamp)
-    return source
-
-
-def check_unchanged(source: ImageSource, stamp: Stamp) -> None:
-    """Refuse an image that is not as it was when its window was frozen. Raises Unfit."""
-    try:
-        now = source.stamp()
-    except ImageError as error:
-        raise Unfit(GONE, str(error)) from error
-    if now != stamp:
-        raise Unfit(
-            CHANGED,
-            f"{source.id}: changed after it was first seen or while it was read, and is left out; files must stay as "
-            "they are, put a corrected image in under a new name",
-        )
-
-
-def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Generator[Tile]:
-    """Read up to `depth` tiles ahead in a thread, so that reading and counting overlap. Raises what reading does."""
-    waiting: queue.Queue[Tile | BaseException | None] = queue.Queue(depth)
-    left = threading.Event()
-
-    def read() -> None:
-        end: BaseException | None = None
-        try:
-            for tile in tiles:
-                while not left.is_set():
-                    with suppress(queue.Full):
-                        waiting.put(tile, timeout=0.1)
-                        break
-                if left.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001 - raised again where the tiles are taken
-            end = error
-        while not left.is_set():
-            with suppress(queue.Full):
-                waiting.put(end, timeout=0.1)
-                return
-
-    reader = threading.Thread(target=read, name="read", daemon=True)
-    reader.start()
-    try:
-        while isinstance(item := waiting.get(), Tile):
-            yield item
-        if item is not None:
-            raise item
-    finally:
-        left.set()
-        reader.join()
 
 
 def count(job: Job, by: Counting | None = None) -> Tally:
@@ -360,14 +243,6 @@ def watched(job: Job, tiles: Iterator[Tile]) -> Iterator[Tile]:
             raise GivenUp
         yield tile
         job.board.advance(tile.values[0].size)
-
-
-def readable(tiles: Iterator[Tile]) -> Generator[Tile]:
-    """Pass tiles on. Raises Unfit when they cannot be read."""
-    try:
-        yield from tiles
-    except ImageError as error:
-        raise Unfit(UNREADABLE, str(error)) from error
 
 
 def count_offline(job: Job, by: Counting | None = None) -> tuple[Tally, list[Problem]]:

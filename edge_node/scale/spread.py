@@ -21,21 +21,11 @@ import cairn
 from cairn import codec
 from cairn.errors import CairnError, ConfigError, PlanError, Unreachable
 from cairn.tally import Tally, zeros
+from edge_node.fitness import CHANGED, GONE, Unfit, check_unchanged, pixel_stage
 from edge_node.scale.pieces import Piece, Sum, countable_in_pieces, cut, joined, same_image, share, whole, wide
 from edge_node.scale.work import Order, count_batch
 from edge_node.status import Board, Problem
-from edge_node.worker import (
-    CHANGED,
-    GONE,
-    File,
-    GivenUp,
-    Job,
-    Unfit,
-    Wanted,
-    begin,
-    check_unchanged,
-    pixel_stage,
-)
+from edge_node.worker import File, GivenUp, Job, Wanted, begin
 
 TOGETHER = 4  # sums that are added at once; more would wait for each other in memory
 LOOK_S = 0.2  # how often to see whether to give up

@@ -17,18 +17,10 @@ from cairn import codec, kernels
 from cairn.errors import ConfigError
 from cairn.plan import Plan
 from edge_node.counting import Counter, despite_a_lost_gpu
+from edge_node.fitness import Unfit, ahead, check_unchanged, levels_of, opened, pixel_stage, readable
 from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
-from edge_node.worker import (
-    Unfit,
-    add_tiles,
-    ahead,
-    check_unchanged,
-    levels_of,
-    opened,
-    pixel_stage,
-    readable,
-)
+from edge_node.worker import add_tiles
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from cairn import codec, kernels
 from cairn.errors import ImageError, StorageFull
 from cairn.images import Tile, find_images, open_image
 from cairn.plan import Plan, fingerprint
+from edge_node.fitness import ahead, lacking
 from edge_node.status import Board
-from edge_node.worker import GivenUp, Job, NothingCountable, ahead, count, count_offline, lacking
+from edge_node.worker import GivenUp, Job, NothingCountable, count, count_offline
 
 from .conftest import STAGES, wait_until, write_image, write_settings
 

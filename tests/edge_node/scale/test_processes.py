@@ -120,7 +120,7 @@ def test_a_worker_that_ends_while_it_is_asked_is_passed_over(site):
 def test_a_worker_that_sees_other_files_spoils_the_count_and_leaves_no_image_out(site):
     blind = """
 import edge_node.scale.work as work
-from edge_node.worker import GONE, Unfit
+from edge_node.fitness import GONE, Unfit
 def not_mounted(source, stamp):
     raise Unfit(GONE, f"{source.id}: is not there any more")
 work.check_unchanged = not_mounted
