@@ -60,6 +60,7 @@ def stop(folder: Path) -> None:
     number = (folder / "docker.pid").read_text(encoding="utf-8").strip()
     subprocess.run(["kill", number], check=True)
     subprocess.run(["tail", f"--pid={number}", "-f", "/dev/null"], timeout=60, check=False)
+    subprocess.run(["umount", folder / "exec" / "netns" / "default"], check=False)  # the engine leaves it mounted
     shutil.rmtree(folder / "data", ignore_errors=True)
 
 
