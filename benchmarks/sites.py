@@ -52,11 +52,11 @@ from cairn.v1 import (
     tallies_pb2,
     tallies_pb2_grpc,
 )
+from edge_node.connection import REPORT_S, report_pause
 
 SITES = int(os.environ.get("BENCH_SITES", "1000"))
 AT_ONCE = 64  # uploads on their way
-STEADY_S = 15.0  # for which sites report their progress
-REPORT_S = 5.0  # between two reports of a site
+STEADY_S = 20.0  # for which sites report their progress
 MESSAGE = 1 << 20
 CELL = 2**30  # of the random tables; under 2^31, so that a tally stores four bytes a cell
 PATIENCE_S = 240.0
@@ -202,7 +202,7 @@ class Measurement:
         begin, cpu = time.perf_counter(), self._cpu()
         lines += await self._steady()
         busy = (self._cpu() - cpu) / (time.perf_counter() - begin)
-        lines.append(_line("sites/steady/processor", busy, "cores", reports_a_second=round(SITES / REPORT_S)))
+        lines.append(_line("sites/steady/processor", busy, "cores"))
         await self._create()
         for stage, seed in (("moments", 0), ("ranges", 1), ("counts", 2)):
             lines += await self._stage(stage, seed)
@@ -259,21 +259,20 @@ class Measurement:
             await asyncio.sleep(1)
 
     async def _steady(self) -> list[dict[str, Any]]:
-        """Let every site report at its own moment, again and again, with no stage open."""
+        """Let every site report as one that counts does, with no stage open."""
         end = time.perf_counter() + STEADY_S
-        behind = 0
 
         async def reporting(site: Site, first: float) -> None:
-            nonlocal behind
-            await asyncio.sleep(first)
-            while (due := time.perf_counter()) < end:
+            pause = first
+            while time.perf_counter() + pause < end:
+                await asyncio.sleep(pause)
+                begin = time.perf_counter()
                 await site.report(self.took, "report, steady", b"", 0)
-                wait = due + REPORT_S - time.perf_counter()
-                behind += wait < 0
-                await asyncio.sleep(max(0.0, wait))
+                pause = report_pause(time.perf_counter() - begin)
 
         await asyncio.gather(*(reporting(site, REPORT_S * i / SITES) for i, site in enumerate(self.sites)))
-        return [self.took.line("sites/steady/report", "report, steady") | {"behind": behind}]
+        line = self.took.line("sites/steady/report", "report, steady")
+        return [line, _line("sites/steady/reports", line["calls"] / STEADY_S, "reports/s", wanted=SITES / REPORT_S)]
 
     async def _create(self) -> None:
         spec = StudySpec(

@@ -250,8 +250,7 @@ class Reports:
         while not stop.wait(pause):
             began = time.monotonic()
             self.send()
-            # A thousand sites that all count would else report more than one aggregator takes (docs/BENCHMARKS.md).
-            pause = min(max(REPORT_S, (time.monotonic() - began) / REPORT_SHARE), REPORT_LATEST_S)
+            pause = report_pause(time.monotonic() - began)
 
     def send(self) -> None:
         """Report now if something has changed; when that fails, the next one tells as much. Raises IdentityError."""
@@ -294,6 +293,14 @@ class Reports:
                 plan=request.fingerprint.hex(),
             )
         )
+
+
+def report_pause(took: float) -> float:
+    """Choose the seconds until the next report by those that the last one took.
+
+    Many sites that count at once would else report more than one aggregator takes (docs/BENCHMARKS.md).
+    """
+    return min(max(REPORT_S, took / REPORT_SHARE), REPORT_LATEST_S)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ after a restart, that has done the step meanwhile wins, and the work is thrown a
 """
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,6 +33,7 @@ from cairn.tracing import Traces
 
 AGGREGATOR = "aggregator"
 IDLE_S = 1.0  # how often deadlines, and what other processes did, are looked at
+SHARE = 0.2  # of the time may go by looking at studies while nothing goes on: every upload of a thousand asks for it
 LONGEST_RETRY = timedelta(minutes=1)
 IDLE_STATES = ("done", "failed")
 Work = Callable[[], steps.Outcome]
@@ -260,12 +262,14 @@ class Coordinator:
     def _advance(self) -> None:
         while not self._stopped.is_set():
             self._something.clear()
+            began = time.monotonic()
             try:
                 changed = self.turn()
             except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away
                 self._log.error("turn failed", exc_info=error)
                 changed = False
             if not changed:
+                self._stopped.wait(min(IDLE_S, (time.monotonic() - began) * (1 / SHARE - 1)))
                 self._something.wait(IDLE_S)
 
     def _watch(self) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from aggregator import database, tables
 from aggregator.intake.tallies_service import plan_name
 from aggregator.study.board import Board
-from cairn.errors import NotEnrolled, UnknownPlan
+from aggregator.study.reports import Report, Reports, no_plan, no_site
 from cairn.rpc import caller
 from cairn.v1 import plans_pb2, plans_pb2_grpc
 
@@ -37,6 +37,7 @@ class PlansService(plans_pb2_grpc.PlansServicer):
         superlink_address: str = "",
     ) -> None:
         self._engine = engine
+        self._reports = Reports(engine)
         self._board = board
         self._now = now
         self._answered = answered
@@ -81,25 +82,14 @@ class PlansService(plans_pb2_grpc.PlansServicer):
         site = caller(context).identity.name
         plan = plan_name(request.fingerprint) if request.fingerprint else None
         problems = [text for text in (plain_text(p, SENTENCE) for p in request.problems) if text]
-        now = self._now()
-        with database.writing(self._engine) as session:
-            member = _member(session, site)
-            member.last_seen, member.working_fingerprint = now, plan
-            member.problems = problems[-PROBLEMS:]
-            if plan is not None:
-                _known(session, plan)
-                session.merge(
-                    tables.Progress(
-                        plan=plan,
-                        site=site,
-                        pixels_done=min(request.pixels_done, COUNT_LIMIT),
-                        pixels_total=min(request.pixels_total, COUNT_LIMIT),
-                        files_done=request.files_done,
-                        files_total=request.files_total,
-                        raw_bytes=min(request.raw_bytes, COUNT_LIMIT),
-                        at=now,
-                    )
-                )
+        progress = {
+            "pixels_done": min(request.pixels_done, COUNT_LIMIT),
+            "pixels_total": min(request.pixels_total, COUNT_LIMIT),
+            "files_done": request.files_done,
+            "files_total": request.files_total,
+            "raw_bytes": min(request.raw_bytes, COUNT_LIMIT),
+        }
+        self._reports.note(Report(site, plan, problems[-PROBLEMS:], progress, self._now()))
         return plans_pb2.ReportResponse()
 
 
@@ -116,10 +106,10 @@ def _visible(characters: Iterable[str]) -> str:
 def _member(session: Session, site: str) -> tables.Member:
     member = session.get(tables.Member, site)
     if member is None:
-        raise NotEnrolled(f"there is no site {site} in this federation; enrol first")
+        raise no_site(site)
     return member
 
 
 def _known(session: Session, plan: str) -> None:
     if session.get(tables.Plan, plan) is None:
-        raise UnknownPlan(f"no plan {plan[:12]} was published here; ask for the open plans again")
+        raise no_plan(plan)

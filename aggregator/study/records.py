@@ -70,17 +70,12 @@ def publish(session: Session, plan: Plan, deadline: datetime, now: datetime) -> 
 
 def participants(session: Session, plan: str) -> list[studies.Participant]:
     """List the sites that a stage waits for or has heard from, by name."""
-    answers = {row.site: row for row in session.scalars(select(tables.Answer).filter_by(plan=plan))}
+    refused = set(session.scalars(select(tables.Answer.site).filter_by(plan=plan, accepted=False)))
     uploaded = set(session.scalars(select(tables.Upload.site).filter_by(plan=plan)))
-    members = session.scalars(select(tables.Member).filter_by(role="site").order_by(tables.Member.name))
+    members = select(tables.Member.name, tables.Member.state).filter_by(role="site").order_by(tables.Member.name)
     return [
-        studies.Participant(
-            member.name,
-            enrolled=member.state == "enrolled",
-            refused=member.name in answers and not answers[member.name].accepted,
-            uploaded=member.name in uploaded,
-        )
-        for member in members
+        studies.Participant(name, enrolled=state == "enrolled", refused=name in refused, uploaded=name in uploaded)
+        for name, state in session.execute(members)
     ]
 
 
