@@ -103,7 +103,9 @@ class Algorithm:
     merge_validation  the figures of all sites' validations made into one of each; {} when nobody validated.
                       By which of them the best round is chosen: cairn.run.GOALS
     remarks           sentences on settings for the run's log, such as which layers train
-    shared_out        whether several processes of a site can learn together
+    learner           a learner by settings, seed and device, of which several processes of a site each have one and
+                      learn together (`together.Learner`); None where they cannot
+    alone             says that a run of these settings learns in one process all the same, and why; "" when it need not
     """
 
     read_config: Callable[[str], Any]
@@ -111,7 +113,8 @@ class Algorithm:
     begin: Callable[[Any, Place], Practice]
     merge_validation: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
     remarks: Callable[[Any], tuple[str, ...]] = lambda config: ()  # noqa: ARG005
-    shared_out: bool = False
+    learner: Callable[[Any, int, str], Any] | None = None
+    alone: Callable[[Any], str] = lambda config: ""  # noqa: ARG005
 
 
 def algorithm(name: str) -> Algorithm:

@@ -1,7 +1,7 @@
 """Deep Q-learning with a policy and a target network; paper 1 §II.B and §III.A.b."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from agent_trainer.losses import double_q_target, proximal, q_learning_target, t
 from agent_trainer.networks import QNetwork, architecture, last_layers
 from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.targets import TargetCache
+from agent_trainer.together import Part
 from cairn.errors import Diverged, TrainingError
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -49,6 +50,11 @@ class Batch:
     s_t: npt.NDArray[np.uint8]
     weight: npt.NDArray[np.float32]
     index: npt.NDArray[np.int64]
+
+
+def dealt(batch: Batch) -> list[Tensor]:
+    """Return a batch as tensors that can be dealt out by rows."""
+    return [torch.from_numpy(getattr(batch, field.name)) for field in fields(Batch)]
 
 
 @dataclass(frozen=True)
@@ -117,10 +123,12 @@ class Learner:
             actions[greedy] = self.q_values(states[greedy], task[greedy]).argmax(1)
         return actions
 
-    def update(self, batch: Batch) -> Update:
+    def update(self, batch: Batch, part: Part | None = None) -> Update:
         """Learn from one batch.
 
-        Raises Diverged when the loss or the gradient is not finite; the weights are then as they were.
+        part  when it is a part of a batch: the update, and what it tells, is then the whole batch's in all processes
+        Raises Diverged when the loss or the gradient is not finite, and what `part` raises; the weights are then as
+        they were.
         """
         self.staged.train(self.updates)
         task, a_tm1, weight = self._tensor(batch.task), self._tensor(batch.a_tm1), self._tensor(batch.weight)
@@ -131,9 +139,14 @@ class Learner:
         loss = weighted_loss(error, weight, self.config.huber_delta)
         if self._mu:
             loss = loss + proximal(self._parameters, self._anchor, self._mu)
-        gradients = torch.autograd.grad(loss, self._training())
+        if part is not None:
+            loss = loss * part.share
+        gradients = list(torch.autograd.grad(loss, self._training()))
+        loss, error = loss.detach(), error.detach()
+        if part is not None:
+            *gradients, loss, error = part.summed([*gradients, loss, part.placed(error)])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        numbers = torch.stack([loss.detach(), norm]).cpu()
+        numbers = torch.stack([loss, norm]).cpu()
         loss_value, grad_norm = float(numbers[0]), float(numbers[1])
         if not (np.isfinite(loss_value) and np.isfinite(grad_norm)):
             raise Diverged(
@@ -143,7 +156,31 @@ class Learner:
         if grad_norm > self.config.clip_norm:
             torch._foreach_mul_(gradients, self.config.clip_norm / grad_norm)
         self._step(gradients)
-        return Update(loss_value, error.detach().cpu().numpy(), grad_norm)
+        return Update(loss_value, error.cpu().numpy(), grad_norm)
+
+    def learn_part(self, rows: Sequence[Tensor], part: Part) -> Update:
+        """Do `update` with the rows of a batch that `dealt` made tensors; see `together.Learner`, also below."""
+        return self.update(Batch(*(tensor.cpu().numpy() for tensor in rows)), part)
+
+    def counters(self) -> dict[str, Any]:
+        """Tell the updates made, mu, and Adam's steps of each layer."""
+        return {"updates": self.updates, "mu": self._mu, "steps": self._adam_steps()}
+
+    def shared(self) -> list[Tensor]:
+        """Return the weights of both networks, Adam's moments and what holds updates to a round's weights."""
+        networks = (*self.online.state_dict().values(), *self._target.state_dict().values())
+        moments = (self._adam.state[self._parameters[name]][m] for name in self._adam_steps() for m in MOMENTS)
+        return [*networks, *moments, *self._anchor.values()]
+
+    def follow(self, counters: Mapping[str, Any]) -> None:
+        """Take another learner's counters."""
+        self.updates, self._mu = int(counters["updates"]), float(counters["mu"])
+        self._anchor = {name: torch.empty_like(p) for name, p in self._parameters.items() if self._mu}
+        self._adam.state.clear()
+        for name, steps in counters["steps"].items():
+            p = self._parameters[name]
+            self._adam.state[p] = {"step": self._step_number(steps), **{m: torch.empty_like(p) for m in MOMENTS}}
+        self._targets.forget()
 
     def _target_values(self, batch: Batch) -> Tensor:
         """Return y of a batch, float32[b]. Of a state seen since the target network last changed, Q is remembered."""
@@ -164,7 +201,7 @@ class Learner:
         q: npt.NDArray[np.float32] = found.float().numpy()
         return q
 
-    def _step(self, gradients: tuple[Tensor, ...]) -> None:
+    def _step(self, gradients: list[Tensor]) -> None:
         put_gradients(self._training(), gradients)
         self.staged.set_rate(self._adam, self.config.rate(self.updates), self.updates)
         self._adam.step()
@@ -217,11 +254,9 @@ class Learner:
         tensors = {f"online.{name}": t for name, t in self.online.state_dict().items()}
         tensors |= {f"target.{name}": t for name, t in self._target.state_dict().items()}
         tensors |= {f"anchor.{name}": t for name, t in self._anchor.items()}
-        steps = {}  # of Adam; layers that do not train, or not from the start, have fewer
-        for name, parameter in self._parameters.items():
-            if parameter in self._adam.state:
-                tensors |= {f"{moment}.{name}": self._adam.state[parameter][moment] for moment in MOMENTS}
-                steps[name] = int(self._adam.state[parameter]["step"])
+        steps = self._adam_steps()
+        for name in steps:
+            tensors |= {f"{moment}.{name}": self._adam.state[self._parameters[name]][moment] for moment in MOMENTS}
         state = {"updates": self.updates, "mu": self._mu, "steps": steps, "caller": dict(caller or {})}
         saved_state.write(path, self._run, tensors, state)
 
@@ -241,7 +276,7 @@ class Learner:
             anchor = {name: alike(tensors[f"anchor.{name}"], p) for name, p in self._parameters.items() if mu}
             adam = {
                 self._parameters[name]: {
-                    "step": torch.tensor(float(steps), device=self._device),
+                    "step": self._step_number(steps),
                     **{m: alike(tensors[f"{m}.{name}"], self._parameters[name]) for m in MOMENTS},
                 }
                 for name, steps in state["steps"].items()
@@ -253,6 +288,14 @@ class Learner:
         self._adam.state.clear()
         self._adam.state.update(adam)
         return caller
+
+    def _adam_steps(self) -> dict[str, int]:
+        """Tell Adam's steps; layers that do not train, or not from the start, have fewer or none."""
+        state, held = self._adam.state, self._parameters.items()
+        return {name: int(state[p]["step"]) for name, p in held if p in state}
+
+    def _step_number(self, steps: int) -> Tensor:
+        return torch.tensor(float(steps), device=self._device)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return on_device(array, self._device)

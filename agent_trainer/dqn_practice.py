@@ -1,6 +1,6 @@
 """What a site holds of a DQN run between rounds: learner, replay and searches, and the loop that trains them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,13 @@ from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.craft import transfer
 from agent_trainer.craft.augmentation import Augmentation, augment_pixels
-from agent_trainer.dqn import Batch, Learner
+from agent_trainer.dqn import Batch, Learner, Update, dealt
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
+from agent_trainer.together import Together
 from cairn.errors import CairnError
 
 STATE: Final = "learner.pt"
@@ -56,13 +57,19 @@ class DqnPractice:
 
     folder  for the learner's state after each round, so that a restart keeps the optimiser and ε, and for frames
     seed    of exploration, starts and draws
+    processes  that learn together, each from its share of a batch; this one acts and keeps the replay
     """
 
-    def __init__(self, scenes: Scenes, config: DqnConfig, seed: int, device: str, folder: Path) -> None:
+    def __init__(
+        self, scenes: Scenes, config: DqnConfig, seed: int, device: str, folder: Path, processes: int = 1
+    ) -> None:
         self.scenes, self.config, self._folder = scenes, config, folder
         folder.mkdir(parents=True, exist_ok=True)
         self._rng = np.random.default_rng(seed)
         self.learner = Learner(config, len(config.tasks), config.actions, device=device, seed=seed)
+        several = min(processes, config.batch) > 1
+        place = seed, device, folder, config.batch, processes
+        self._together = Together(self.learner, "dqn", config, *place) if several else None
         self._searches = Searches(scenes.train, config, self._rng)
         shape = (self._searches.channels, *config.state_shape[1:])
         self.replay = Replay(config.capacity, shape, config, rng=self._rng, folder=folder)
@@ -106,9 +113,9 @@ class DqnPractice:
     def train(self, updates: int) -> Iterator[Sums]:
         """Act and learn until so many updates are made; yields after every step of all agents.
 
-        Raises Diverged, with the weights from before the update.
+        Raises Diverged, with the weights from before the update, and TrainingError when another process has ended.
         """
-        sums = Sums()
+        sums, learn = Sums(), self._begin_updates()
         while sums.updates < updates:
             self._act(sums)
             if self._acted < self.config.warm_up:
@@ -118,12 +125,20 @@ class DqnPractice:
             while self._owed >= 1 and sums.updates < updates:
                 self._owed -= 1
                 batch = toned(self.replay.sample(self.config.batch), self.config.augmentation, self._rng)
-                made = self.learner.update(batch)
+                made = learn(batch)
                 self.replay.update(batch.index, made.td_error)
                 sums.updates += 1
                 sums.loss += made.loss
             self._owed = min(self._owed, 1.0)
             yield sums
+
+    def _begin_updates(self) -> Callable[[Batch], Update]:
+        """Return what learns from a batch: alone, or with other processes that now have the same weights."""
+        together, learner = self._together, self.learner
+        if together is None:
+            return learner.update
+        together.begin()
+        return lambda batch: together.step(lambda deal: learner.learn_part(*deal(dealt(batch))))
 
     def _act(self, sums: Sums) -> None:
         searches, agents = self._searches, self._agents
@@ -175,7 +190,12 @@ def remarks(config: DqnConfig) -> tuple[str, ...]:
 def begin(config: DqnConfig, place: Place) -> DqnPractice:
     """Load a site's scenes and go on where the run was at this site. Raises ConfigError, ImageError."""
     scenes = load_scenes(read_sources(place.table("scenes"), Path.cwd()), config)
-    return DqnPractice(scenes, config, place.seed, place.device, place.folder)
+    return DqnPractice(scenes, config, place.seed, place.device, place.folder, place.processes)
 
 
-DQN: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks)
+def learner(config: DqnConfig, seed: int, device: str) -> Learner:
+    """Make what learns in another process of the site."""
+    return Learner(config, len(config.tasks), config.actions, seed=seed, device=device)
+
+
+DQN: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks, learner)

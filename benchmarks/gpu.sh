@@ -34,7 +34,7 @@ for part in "$@"; do
     training)
         timeout 240 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \
             tests/agent_trainer/test_precision.py tests/agent_trainer/test_dqn.py \
-            tests/agent_trainer/segmentation/test_together.py || failed=1
+            tests/agent_trainer/segmentation/test_together.py tests/agent_trainer/test_together.py || failed=1
         timeout 300 "$python" -m benchmarks train_gpu || failed=1 ;;
     profile)
         if ncu=$(command -v ncu); then

@@ -24,7 +24,7 @@ from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_learner import AttentionLearner
 from agent_trainer.attention_views import View, map_shape
 from agent_trainer.config import DqnConfig
-from agent_trainer.dqn import Batch
+from agent_trainer.dqn import Batch, dealt
 from agent_trainer.dqn import Learner as DqnLearner
 from agent_trainer.dqn_practice import DqnPractice
 from agent_trainer.patches import in_memory
@@ -33,10 +33,11 @@ from agent_trainer.scenes.settings import Generated
 from agent_trainer.scenes.sources import Scenes
 from agent_trainer.segmentation.config import SegmentationConfig
 from agent_trainer.segmentation.learner import Learner as SegmentationLearner
-from agent_trainer.segmentation.together import Together
+from agent_trainer.together import Deal, Together
 
 Line = dict[str, Any]
 Step = Callable[[], object]
+Shared = Callable[[Deal], object]  # the same step, of several processes
 
 CLASSES = ("one", "other")
 WAYS: dict[str, dict[str, Any]] = {
@@ -53,11 +54,12 @@ SMALL: dict[str, dict[str, Any]] = {  # for a CPU; a GPU gets the papers' own nu
     "segmentation": {"network": "unet", "patch": (32, 32, 32), "width": 8, "depth": 3},
 }
 IMAGE = 1000  # pixels a side, of attention's
+SHARED = ("dqn", "segmentation")  # that several processes learn together
 SECONDS, WARM = 3.0, 3  # of each measurement; updates before it
 LATEST = 150.0  # seconds after the start at which nothing more is compiled
 
 
-def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
     """Make a DQN's learner and its step on one batch."""
     config, rng = DqnConfig(**settings), np.random.default_rng(0)
     made = DqnLearner(config, 1, config.actions, seed=0, device=device)
@@ -65,32 +67,37 @@ def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
     states = rng.integers(0, 256, (2, b, *config.state_shape), np.uint8)
     ones, task, rewards = np.ones(b, np.float32), np.zeros(b, np.int64), rng.normal(size=b).astype(np.float32)
     batch = Batch(states[0], task, rng.integers(0, config.actions, b), rewards, ones, states[1], ones, np.arange(b))
-    return made, partial(made.update, batch)
+    return made, partial(made.update, batch), lambda deal: made.learn_part(*deal(dealt(batch)))
 
 
-def apga(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+def apga(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
     """Make APGA's learner, past pre-training, and its step on one batch."""
     config, rng = ApgaConfig(classes=CLASSES, pretrain_updates=0, **settings), np.random.default_rng(0)
     made = ApgaLearner(config, seed=0, device=device)
     pixels = rng.integers(0, 256, (config.batch, config.channels, config.side, config.side), np.uint8)
-    return made, partial(made.step, pixels, np.arange(config.batch) % 2, rng)
+    return made, partial(made.step, pixels, np.arange(config.batch) % 2, rng), lambda _: None
 
 
-def attention(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+def attention(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
     """Make attention sampling's learner and its step on images in memory."""
     config, rng = AttentionConfig(classes=CLASSES, **settings), np.random.default_rng(0)
     made, shape = AttentionLearner(config, seed=0, device=device), map_shape(config, IMAGE, IMAGE)
     images = [in_memory(rng.integers(0, 256, (config.channels, IMAGE, IMAGE), np.uint8)) for _ in range(config.batch)]
     views = [View(image, image.reduced(*shape)) for image in images]
-    return made, partial(made.update, views, np.arange(config.batch) % 2)
+    return made, partial(made.update, views, np.arange(config.batch) % 2), lambda _: None
 
 
-def segmentation(device: str, settings: dict[str, Any]) -> tuple[Any, Step]:
+def segmentation(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
     """Make segmentation's learner and its step on one batch of patches."""
     config = SegmentationConfig(classes=("organ",), modality="ct", **settings)
     made, generator = SegmentationLearner(config, seed=0, device=device), torch.Generator().manual_seed(0)
     images = torch.rand(config.batch, 1, *config.patch, generator=generator)
-    return made, partial(made.step, images, (images[:, 0] > 0.5).long())
+    labels = (images[:, 0] > 0.5).long()
+    return (
+        made,
+        partial(made.step, images, labels),
+        lambda deal: made.learn_part(*deal([images, labels.to(torch.uint8)])),
+    )
 
 
 MAKERS = {"dqn": dqn, "attention": attention, "segmentation": segmentation, "apga": apga}  # the dearest to compile last
@@ -114,7 +121,7 @@ def run(
             line: Line = {"name": f"train_gpu/{name}/{way}"}
             first = time.monotonic()
             try:
-                made, step = MAKERS[name](device, {**own.get(name, {}), **WAYS[way]})
+                made, step, _ = MAKERS[name](device, {**own.get(name, {}), **WAYS[way]})
                 for _ in range(WARM):
                     step()
                 warmed = time.monotonic() - first
@@ -129,30 +136,29 @@ def run(
             del made, step
     if "dqn" in learners:
         yield from training(device, own.get("dqn", {}), seconds, gpu=gpu)
-    if "segmentation" in learners and torch.cuda.device_count() > 1:
-        yield from processes(seconds)
+    count = max(2, torch.cuda.device_count())
+    for name in (name for name in learners if name in SHARED):
+        yield from processes(name, device, own.get(name, {}), count, seconds)
 
 
-def processes(seconds: float) -> Iterator[Line]:
-    """Measure segmentation by one process and by one a GPU, each batch with two patches a GPU."""
-    count = torch.cuda.device_count()
-    config = SegmentationConfig(classes=("organ",), modality="ct", batch=2 * count)
-    images = torch.rand(config.batch, 1, *config.patch)
-    labels = (images[:, 0] > 0.5).long()
-    alone, rates = SegmentationLearner(config, seed=0, device="cuda"), {}
+def processes(name: str, device: str, settings: dict[str, Any], count: int, seconds: float) -> Iterator[Line]:
+    """Measure one batch learned by one process and by several, one a GPU where there are enough; by the clock."""
+    if name == "segmentation":
+        settings = {**settings, "batch": 2 * count}
+    made, step, shared = MAKERS[name](device, settings)
+    rates = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in (1, count):
-            step: Step = partial(alone.step, images, labels)
             if number > 1:
-                together = Together(alone, config, 0, "cuda", Path(folder), number)
+                config = made.config
+                together = Together(made, name, config, 0, device, Path(folder), config.batch, number)
                 together.begin()
-                step = partial(together.step, images, labels)
+                step = partial(together.step, shared)
             for _ in range(WARM):
                 step()
-            rates[number], _ = measured(step, seconds, gpu=True)
-            also = {"ratio": rates[number] / rates[1], "against": "1_process"}
-            name = f"train_gpu/segmentation/{number}_processes"
-            yield {"name": name, "value": rates[number], "unit": "updates/s", **also}
+            rates[number], _ = measured(step, seconds, gpu=device == "cuda", clock=time.perf_counter)
+            also = {"ratio": rates[number] / rates[1], "against": "1_process", "gpus": torch.cuda.device_count()}
+            yield {"name": f"train_gpu/{name}/{number}_processes", "value": rates[number], "unit": "updates/s", **also}
 
 
 def training(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool) -> Iterator[Line]:
@@ -170,9 +176,9 @@ def training(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool
         yield {"name": f"train_gpu/dqn/training/{envs}_agents", "value": rate * envs, "unit": "steps/s"}
 
 
-def measured(step: Step, seconds: float, *, gpu: bool) -> tuple[float, float]:
+def measured(step: Step, seconds: float, *, gpu: bool, clock: Callable[[], float] | None = None) -> tuple[float, float]:
     """Return steps a second, and the most of a GPU's memory that was held, in GB."""
-    clock = time.perf_counter if gpu else time.process_time
+    clock = clock or (time.perf_counter if gpu else time.process_time)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()

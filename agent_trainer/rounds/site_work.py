@@ -230,10 +230,11 @@ class SiteWork:
         return practice
 
     def _tell_problems(self, practice: Practice, order: Order) -> None:
-        problems = list(practice.problems)
-        if self._settings.processes > 1 and not algorithm(order.algorithm).shared_out:
-            processes = self._settings.processes
-            problems.append(f"training.processes is {processes}, and {order.algorithm} learns in one; it does so")
+        problems, processes = list(practice.problems), self._settings.processes
+        chosen = algorithm(order.algorithm)
+        why = chosen.alone(practice.config) if chosen.learner else f"{order.algorithm} learns in one"
+        if processes > 1 and why:
+            problems.append(f"training.processes is {processes}, and {why}; it does so")
         self._talk.problems(shown(problems), "something is wrong with the data for training")
 
     def _take(self, practice: Practice, order: Order, weights: Vector, number: int) -> None:

@@ -1,6 +1,6 @@
 """A network that segments with its optimiser: steps that are whole or not at all, a round's weights, a saved state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.seeding import seeded
 from agent_trainer.segmentation.config import SegmentationConfig
 from agent_trainer.segmentation.networks import architecture, last_layer, load_pretrained, network
+from agent_trainer.together import Part
 from cairn.errors import Diverged, TrainingError
 
 WINDOWS: Final = 4  # of a volume that go through the network at once
@@ -34,18 +35,6 @@ class Step:
 
     loss: float
     dice: float | None
-
-
-@dataclass(frozen=True)
-class Part:
-    """What of a batch this process learns from, when several learn together.
-
-    share   of the batch's patches
-    add_up  makes a tensor the sum over all processes, in place
-    """
-
-    share: float
-    add_up: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -162,28 +151,28 @@ class Learner:
         ]
         told = [loss.detach() * share, _overlaps(logits.detach().argmax(1, keepdim=True), y, len(self.config.classes))]
         if part is not None:
-            flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, *told)])
-            part.add_up(flat)
-            pieces = flat.split([tensor.numel() for tensor in (*gradients, *told)])
-            *gradients, loss, overlaps = (
-                piece.view_as(tensor) for piece, tensor in zip(pieces, (*gradients, *told), strict=True)
-            )
+            *gradients, loss, overlaps = part.summed([*gradients, *told])
             return gradients, loss, overlaps
         return gradients, *told
+
+    def learn_part(self, rows: Sequence[Tensor], part: Part) -> Step:
+        """Do `step` with a part of a batch: images, and labels as uint8."""
+        images, labels = rows
+        return self.step(images, labels.long(), part)
 
     def _training(self) -> list[Tensor]:
         return [p for p in self._parameters if p.requires_grad]
 
     def counters(self) -> dict[str, float]:
-        """Tell what, besides `shared`, makes another learner's next steps the same as this one's."""
+        """See `together.Learner`, also below."""
         return {"updates": self.updates, "mu": self._mu, "scale": self._scale, "clean": self._clean}
 
     def shared(self) -> list[Tensor]:
-        """Return the tensors that must be alike in learners that learn together."""
+        """Return all that a step changes or reads."""
         return [*self._live(), *self._anchor]
 
     def follow(self, counters: Mapping[str, float]) -> None:
-        """Take another learner's counters; its `shared` are then to be copied over this one's."""
+        """Take another learner's counters."""
         self.updates, self._mu = int(counters["updates"]), float(counters["mu"])
         self._scale, self._clean = float(counters["scale"]), int(counters["clean"])
         self._anchor = [torch.empty_like(p) for p in self._parameters] if self._mu else []

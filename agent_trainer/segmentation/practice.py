@@ -20,7 +20,7 @@ from agent_trainer.segmentation.config import SegmentationConfig, read_config
 from agent_trainer.segmentation.learner import Learner, Step, first_weights, remarks
 from agent_trainer.segmentation.measures import add, figures, measure, merge_validation
 from agent_trainer.segmentation.patches import cut, draw_middle, look_over
-from agent_trainer.segmentation.together import Together
+from agent_trainer.together import Together
 from agent_trainer.volumes.reading import Volume, on_disk, read_volume
 from agent_trainer.volumes.settings import read_volume_sources
 from agent_trainer.volumes.sources import Case, Volumes, load_volumes
@@ -80,8 +80,6 @@ class SegmentationPractice:
         processes: int = 1,
     ) -> None:
         self.config, self._folder = config, folder
-        self._place, self._processes = (seed, device, folder), processes
-        self._together: Together | None = None
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / ON_DISK, ignore_errors=True)
         self._held = 0
@@ -99,6 +97,9 @@ class SegmentationPractice:
         self._queue: deque[int] = deque()  # places of the volumes that come next
         self.learner = Learner(config, seed=seed, device=device)
         self._local = local_names(self.learner.network, config.keep_local)
+        several = min(processes, config.batch) > 1
+        place = seed, device, folder, config.batch, processes
+        self._together = Together(self.learner, "segmentation", config, *place) if several else None
         self._restore()
 
     def _read(self, cases: tuple[Case, ...]) -> list[Volume]:
@@ -147,12 +148,13 @@ class SegmentationPractice:
 
     def _begin_step(self) -> Callable[[Tensor, Tensor], Step]:
         """Return what learns from a batch: alone, or with other processes that now have the same weights."""
-        if min(self._processes, self.config.batch) == 1:
-            return self.learner.step
-        if self._together is None or self._together.ended:
-            self._together = Together(self.learner, self.config, *self._place, self._processes)
-        self._together.begin()
-        return self._together.step
+        together, learner = self._together, self.learner
+        if together is None:
+            return learner.step
+        together.begin()
+        return lambda images, labels: together.step(
+            lambda deal: learner.learn_part(*deal([images, labels.to(torch.uint8)]))
+        )
 
     def _batches(self, many: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches, each while the one before it is learned from."""
@@ -226,4 +228,9 @@ def begin(config: SegmentationConfig, place: Place) -> SegmentationPractice:
     return SegmentationPractice(volumes, config, place.seed, place.device, place.folder, place.processes)
 
 
-SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks, shared_out=True)
+def learner(config: SegmentationConfig, seed: int, device: str) -> Learner:
+    """Make what learns in another process of the site."""
+    return Learner(config, seed=seed, device=device)
+
+
+SEGMENTATION: Final = Algorithm(read_config, first_weights, begin, merge_validation, remarks, learner)

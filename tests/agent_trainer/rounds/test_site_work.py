@@ -7,6 +7,8 @@ import pytest
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Learner
+from agent_trainer.pretraining.config import PretrainConfig
+from agent_trainer.pretraining.practice import PRETRAIN
 from agent_trainer.rounds.edge_talk import EdgeTalk
 from agent_trainer.rounds.layout import flatten, layout_of
 from agent_trainer.rounds.masked_updates import FORM
@@ -266,12 +268,21 @@ def test_a_site_with_another_task_set_tells_its_people_why_and_the_aggregator_on
     assert "spleen" not in problem["kind"]
 
 
-def test_a_site_of_several_processes_is_told_when_an_algorithm_learns_in_one_and_what_its_machine_cannot_do(tmp_path):
+def test_a_site_of_several_processes_is_told_when_an_algorithm_learns_in_one(tmp_path):
     work, edge = site(tmp_path, processes=2)
-    mixed = CONFIG.model_copy(update={"precision": "mixed"})
-    assert work.train(order(config=mixed), WEIGHTS)[0]["updates"] == 5
-    single, plain = edge.events("problem")[-1]["sentences"]
-    assert single == "training.processes is 2, and dqn learns in one; it does so"
+    agent = {"tasks": CONFIG.tasks, "box": CONFIG.box, "channels": CONFIG.channels, "kernels": CONFIG.kernels}
+    config = PretrainConfig(method="autoencoder", encoder="dqn", agent=agent, batch=2, round_updates=1)
+    weights = PRETRAIN.first_weights(config, 0)
+    asked = order(config=config, algorithm="pretrain", layout=layout_of(weights))
+    assert work.train(asked, flatten(weights))[0]["updates"] == 1
+    (single,) = edge.events("problem")[-1]["sentences"]
+    assert single == "training.processes is 2, and pretrain learns in one; it does so"
+
+
+def test_a_site_is_told_what_its_machine_cannot_do(tmp_path):
+    work, edge = site(tmp_path)
+    assert work.train(order(config=CONFIG.model_copy(update={"precision": "mixed"})), WEIGHTS)[0]["updates"] == 5
+    (plain,) = edge.events("problem")[-1]["sentences"]
     assert plain.startswith("mixed precision was asked for, and this machine trains without CUDA")
 
 
