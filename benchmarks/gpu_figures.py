@@ -192,7 +192,6 @@ def file() -> Iterator[Line]:
     from benchmarks import ingest  # noqa: PLC0415
     from cairn.images import find_images, open_image  # noqa: PLC0415
     from edge_node.counting import Counter  # noqa: PLC0415
-    from edge_node.fitness import ahead  # noqa: PLC0415
 
     _, stage = tissue()
     with tempfile.TemporaryDirectory() as name:
@@ -202,7 +201,7 @@ def file() -> Iterator[Line]:
 
         def read() -> None:
             with open_image(source) as image:
-                for _ in ahead(image.tiles(ingest.NAMES)):
+                for _ in image.tiles(ingest.NAMES, readers=WORKERS):
                     pass
 
         alone = clock_seconds(read)
@@ -211,7 +210,7 @@ def file() -> Iterator[Line]:
 
             def count(counter: Counter = counter) -> None:
                 with counter.image(), open_image(source) as image:
-                    counter.add(ahead(image.tiles(ingest.NAMES)))
+                    counter.add(image.tiles(ingest.NAMES, readers=WORKERS))
 
             taken = clock_seconds(count)
             line = {"name": f"gpu/file/{backend}", "value": path.stat().st_size / taken / 1e6, "unit": "MB/s"}

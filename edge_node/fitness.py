@@ -1,22 +1,22 @@
-"""One image of a site: whether it can be counted, whether it stays as it was, and its tiles, read ahead.
+"""One image of a site: whether it can be counted, whether it stays as it was, and by how many threads it is read.
 
 What stands against it is told twice: in full to the site, and as a kind, which names no file, to the aggregator.
 """
 
-import queue
-import threading
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 
 from cairn.errors import ImageError, PlanError
-from cairn.images import Image, ImageSource, Tile, find_images, open_image
+from cairn.images import DECODERS, Image, ImageSource, Tile, find_images, open_image
+from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
 from cairn.plan import MomentsPlan, PixelStage, Plan, RangesPlan, RunStage
 from edge_node.settings import Images
 from edge_node.status import Problem
 from edge_node.windows import Frozen, Stamp
 
-AHEAD = 1  # tiles that wait for a counter; one more is being read. A tile can be 64 MiB large
+GPU_READERS = 8  # threads, at most: a GPU takes what eight of them copy out of the page cache
 LOOKED_AT = 20  # images that are opened before a plan is refused because none has its bands
 
 # What the aggregator is told of an image that was left out; the sentence with the file's name stays at the site.
@@ -66,10 +66,10 @@ def lacking(plan: Plan, images: Images) -> str | None:
 
 
 @contextmanager
-def opened(source: ImageSource, images: Images) -> Iterator[Image]:
+def opened(source: ImageSource, images: Images, decoders: int = DECODERS) -> Iterator[Image]:
     """Open an image by the site's settings. Raises Unfit for whatever fails with it inside the block."""
     try:
-        with open_image(source, images.bands, images.raw.layout() if images.raw else None) as image:
+        with open_image(source, images.bands, images.raw.layout() if images.raw else None, decoders) as image:
             yield image
     except ImageError as error:
         raise Unfit(UNREADABLE, str(error)) from error
@@ -111,38 +111,16 @@ def check_unchanged(source: ImageSource, stamp: Stamp) -> None:
         )
 
 
-def ahead(tiles: Iterator[Tile], depth: int = AHEAD) -> Generator[Tile]:
-    """Read up to `depth` tiles ahead in a thread, so that reading and counting overlap. Raises what reading does."""
-    waiting: queue.Queue[Tile | BaseException | None] = queue.Queue(depth)
-    left = threading.Event()
+def readers_of(functions: Kernels, threads: int) -> int:
+    """Say how many tiles to read at once: one for each thread that counts, and for a GPU its share of the cores."""
+    cores = os.cpu_count() or 1
+    if functions.name != "cupy":
+        return min(threads, cores)
+    from cairn.kernels.cupy_ import cards  # noqa: PLC0415 - only where there are GPUs
 
-    def read() -> None:
-        end: BaseException | None = None
-        try:
-            for tile in tiles:
-                while not left.is_set():
-                    with suppress(queue.Full):
-                        waiting.put(tile, timeout=0.1)
-                        break
-                if left.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001 - raised again where the tiles are taken
-            end = error
-        while not left.is_set():
-            with suppress(queue.Full):
-                waiting.put(end, timeout=0.1)
-                return
-
-    reader = threading.Thread(target=read, name="read", daemon=True)
-    reader.start()
-    try:
-        while isinstance(item := waiting.get(), Tile):
-            yield item
-        if item is not None:
-            raise item
-    finally:
-        left.set()
-        reader.join()
+    with suppress(Exception):  # of a GPU that is gone; that is told where it counts
+        cores //= max(1, cards())
+    return max(1, min(GPU_READERS, cores))
 
 
 def readable(tiles: Iterator[Tile]) -> Generator[Tile]:

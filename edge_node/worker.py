@@ -1,7 +1,7 @@
 """One plan over the site's images: which files, each read tile by tile and counted, kept or undone as a whole.
 
 An image that cannot be counted becomes a problem for a person and leaves nothing behind in the tables; the rest goes
-on. Reading runs in a thread of its own, a few tiles ahead of the counting.
+on. Reading runs in threads of its own, a few tiles ahead of the counting.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 from cairn.errors import ImageError, PlanError
-from cairn.images import Image, ImageSource, Tile, find_images
+from cairn.images import DECODERS, Image, ImageSource, Tile, find_images
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
 from cairn.plan import CodebookPlan, MomentsPlan, Plan
@@ -22,13 +22,13 @@ from edge_node.fitness import (
     GONE,
     UNCOUNTABLE,
     Unfit,
-    ahead,
     check_bands,
     check_unchanged,
     levels_of,
     opened,
     pixel_stage,
     readable,
+    readers_of,
     still_there,
 )
 from edge_node.labelling import label_images
@@ -197,12 +197,14 @@ def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]
 def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:
     """Count one image wholly or not at all. Raises Unfit, GivenUp, DeviceError; StorageFull for its labels."""
     before = job.board.pixels_done()
+    assert job.kernels is not None  # who has this process count gives them
+    readers = readers_of(job.kernels, job.settings.threads)
     try:
         check_unchanged(one.source, one.stamp)
         with (
             counter.image(one.source.id) if isinstance(counter, UnitCounter) else counter.image(),
-            opened(one.source, job.settings.images) as image,
-            closing(ahead(image.tiles(job.levels.bands))) as tiles,
+            opened(one.source, job.settings.images, max(DECODERS, readers)) as image,
+            closing(image.tiles(job.levels.bands, readers=readers)) as tiles,
             labelled(job, one.source, image) as take_labels,
         ):
             add_tiles(one, watched(job, tiles), counter, take_labels)

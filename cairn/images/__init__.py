@@ -16,11 +16,12 @@ from typing import cast
 
 from cairn.errors import ImageError
 from cairn.images.find import find_image, find_images
-from cairn.images.image import BandMapping, Image, RawLayout, Tile
+from cairn.images.image import DECODERS, BandMapping, Image, Opening, RawLayout, Tile
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
 __all__ = [
+    "DECODERS",
     "OPENERS",
     "BandMapping",
     "Image",
@@ -47,11 +48,14 @@ OPENERS = {
 
 
 @contextmanager
-def open_image(source: ImageSource, bands: BandMapping | None = None, raw: RawLayout | None = None) -> Iterator[Image]:
+def open_image(
+    source: ImageSource, bands: BandMapping | None = None, raw: RawLayout | None = None, decoders: int = DECODERS
+) -> Iterator[Image]:
     """Open an image for as long as the context lasts.
 
-    bands  wanted name -> name (or index from 0) in this site's files, for names that differ; None or {} maps nothing
-    raw    shape of files without a header, default AstroPath's
+    bands     wanted name -> name (or index from 0) in this site's files, for names that differ; None or {} maps nothing
+    raw       shape of files without a header, default AstroPath's
+    decoders  threads that decode the parts of an image
     Raises ImageError.
     """
     if source.format not in OPENERS:
@@ -62,7 +66,7 @@ def open_image(source: ImageSource, bands: BandMapping | None = None, raw: RawLa
                 raise ImageError(f"{path.name}: found an empty file; expected an image")
     module, function = OPENERS[source.format]
     opener = cast(
-        Callable[[ImageSource, RawLayout], AbstractContextManager[Image]], getattr(import_module(module), function)
+        Callable[[ImageSource, Opening], AbstractContextManager[Image]], getattr(import_module(module), function)
     )
-    with opener(source, raw or RawLayout()) as image:
+    with opener(source, Opening(raw or RawLayout(), decoders)) as image:
         yield replace(image, mapping=dict(bands or {}))

@@ -6,18 +6,21 @@ one sentence is the same for all formats and stands here.
 """
 
 import math
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cairn.errors import ImageError
+from cairn.images.ahead import ahead
 from cairn.images.reading import explained, listed, read_into, unpacking
 
 Values: TypeAlias = npt.NDArray[Any]
@@ -25,6 +28,8 @@ BandMapping: TypeAlias = Mapping[str, str | int]
 TILE = 512  # pixels a side, where the file leaves the choice
 TILE_BYTES = 64 << 20  # of one tile, all bands
 CHUNK_BYTES = 256 << 20  # of one decoded strip or tile of a file; more is refused
+AHEAD_BYTES = 256 << 20  # of tiles that are being read or wait to be taken, where two of them are not more already
+DECODERS = min(4, os.cpu_count() or 1)  # threads; the codecs let go of the interpreter
 
 
 class Window(NamedTuple):
@@ -56,6 +61,17 @@ class RawLayout:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What a reader is told beside the files.
+
+    decoders  threads that decode the parts of an image, however many tiles are read at once
+    """
+
+    raw: RawLayout = RawLayout()
+    decoders: int = DECODERS
+
+
+@dataclass(frozen=True)
 class Tile:
     """A window of an image.
 
@@ -81,6 +97,7 @@ class Image:
     chunk          rows and columns that the file decodes at once; (1, width) when any rows can be read
     read           reads any window; windows on the chunk grid decode nothing twice
     bands_apart    whether one band can be read without decoding the others
+    at_once        whether several threads may call `read` at the same time
     mapping        wanted name -> name or index in this file
     levels         finds the smaller copies of the image in the file, largest first; looked for only when called
     """
@@ -96,6 +113,7 @@ class Image:
     pixel_size_um: float | None = None
     spacing_um: tuple[float, float, float] | None = None
     bands_apart: bool = True
+    at_once: bool = True
     mapping: BandMapping = field(default_factory=dict)
     levels: Callable[[], "tuple[Image, ...]"] = tuple
 
@@ -130,14 +148,19 @@ class Image:
         hint = f"; did you mean {near[0]}" if near else ""
         raise ImageError(f"{self.name}: band {wanted}{mapped} is missing, {has}{hint}")
 
-    def tiles(self, wanted: Sequence[str], size: int = TILE, part: range | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, wanted: Sequence[str], size: int = TILE, part: range | None = None, readers: int = 0
+    ) -> Generator[Tile]:
         """Walk over the whole image, every pixel once, slice by slice and in rows of tiles.
 
-        wanted  band names, at least one
-        size    a tile's side in pixels where the file leaves the choice; a tile holds whole chunks of the file, so it
-                is larger where chunks are larger, and full-width where the file is stored in strips
-        part    numbers of the tiles to walk over, within `tile_count`; all of them when None
-        Raises ImageError, at once for a missing band and from the iterator for unreadable pixels.
+        wanted   band names, at least one
+        size     a tile's side in pixels where the file leaves the choice; a tile holds whole chunks of the file, so it
+                 is larger where chunks are larger, and full-width where the file is stored in strips
+        part     numbers of the tiles to walk over, within `tile_count`; all of them when None
+        readers  threads that read ahead, a tile each, as many of them as the format and AHEAD_BYTES allow; with 0 a
+                 tile is read when it is taken
+        Raises ImageError, at once for a missing band and from the generator for unreadable pixels. Close the generator
+        before the image where it was not taken to its end.
         """
         if not wanted or size < 1:
             raise ImageError(
@@ -145,9 +168,16 @@ class Image:
             )
         bands = self.indices(wanted)
         if self._needs_spool(bands):
-            return self._spooled(bands, size)
+            spooled = self._spooled(bands, size)
+            return ahead(repeat(partial(next, spooled, None)), 1, 2) if readers else spooled
         places = self._places(bands, size)
-        return self._direct(bands, places if part is None else islice(places, part.start, part.stop))
+        places = places if part is None else islice(places, part.start, part.stop)
+        if not readers:
+            return self._direct(bands, places)
+        rows, columns = self._tile_shape(bands, size)
+        most = max(2, AHEAD_BYTES // (rows * columns * self._in_memory(bands)))
+        readers = min(readers, most) if self.at_once else 1
+        return ahead((partial(self._read, bands, at) for at in places), readers, min(readers + 1, most))
 
     def tile_count(self, wanted: Sequence[str], size: int = TILE) -> int:
         """Count the tiles that `tiles` can read apart; 1 where only all of them together. Raises ImageError."""
@@ -172,13 +202,15 @@ class Image:
             for window in windows(self.height, self.width, shape):
                 yield Window(z, *window)
 
-    def _direct(self, bands: Sequence[int], places: Iterable[Window]) -> Iterator[Tile]:
+    def _direct(self, bands: Sequence[int], places: Iterable[Window]) -> Generator[Tile]:
         for at in places:
-            with explained(self.name):
-                values = self.read(bands, at)
-            yield Tile(at.z, at.y, at.x, values)
+            yield self._read(bands, at)
 
-    def _spooled(self, bands: Sequence[int], size: int) -> Iterator[Tile]:
+    def _read(self, bands: Sequence[int], at: Window) -> Tile:
+        with explained(self.name):
+            return Tile(at.z, at.y, at.x, self.read(bands, at))
+
+    def _spooled(self, bands: Sequence[int], size: int) -> Generator[Tile]:
         """Walk by way of a file over an image whose chunks are too large to hold one of each band; slice by slice."""
         itemsize = self.dtype.itemsize
         plane = self.height * self.width * itemsize

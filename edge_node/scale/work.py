@@ -17,7 +17,7 @@ from cairn import codec, kernels
 from cairn.errors import ConfigError
 from cairn.plan import Plan
 from edge_node.counting import Counter, despite_a_lost_gpu
-from edge_node.fitness import Unfit, ahead, check_unchanged, levels_of, opened, pixel_stage, readable
+from edge_node.fitness import Unfit, check_unchanged, levels_of, opened, pixel_stage, readable, readers_of
 from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
 from edge_node.worker import add_tiles
@@ -56,11 +56,11 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
     plan = codec.decode_plan(order.published)
     functions = kernels.load(kernels.best()[0] if order.backend == "auto" else order.backend)
     counter = Counter(pixel_stage(plan), functions)
-    on_gpu = functions.name == "cupy"
+    readers = readers_of(functions, 1) if functions.name == "cupy" else 0
     unfit = []
     for piece in batch:
         try:
-            despite_a_lost_gpu(partial(_count_piece, piece, plan, order, counter, on_gpu=on_gpu))
+            despite_a_lost_gpu(partial(_count_piece, piece, plan, order, counter, readers))
         except Unfit as error:
             unfit.append((piece.image, error.problem))
         get_worker().log_event(order.topic, [piece.number, piece.pixels])
@@ -68,15 +68,17 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
     return Sum(held, narrow(counter.tables()) if len(unfit) < len(batch) else None, tuple(unfit))
 
 
-def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, *, on_gpu: bool) -> None:
+def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, readers: int) -> None:
     """Count one piece, or take it back. Raises Unfit.
 
-    It is read by the thread that counts: a worker is one core, and there is one for each. A GPU counts while the next
-    tile is read.
+    It is read, and decoded, by the thread that counts: a worker is one core, and there is one for each. A GPU counts
+    while the next tiles are read.
     """
     one = piece.wanted
     check_unchanged(one.source, one.stamp)
-    with counter.image(), opened(one.source, order.images) as image:
-        found = image.tiles(levels_of(plan).bands, part=piece.tiles)
-        with closing(readable(ahead(found) if on_gpu else found)) as tiles:
-            add_tiles(one, tiles, counter)
+    with (
+        counter.image(),
+        opened(one.source, order.images, decoders=max(1, readers)) as image,
+        closing(image.tiles(levels_of(plan).bands, part=piece.tiles, readers=readers)) as tiles,
+    ):
+        add_tiles(one, readable(tiles), counter)

@@ -12,13 +12,13 @@ import tifffile
 
 from cairn import codec, kernels
 from cairn.errors import ImageError, StorageFull
-from cairn.images import Tile, find_images, open_image
+from cairn.images import find_images, open_image
 from cairn.plan import Plan, fingerprint
-from edge_node.fitness import ahead, lacking
+from edge_node.fitness import lacking
 from edge_node.status import Board
 from edge_node.worker import GivenUp, Job, NothingCountable, count, count_offline
 
-from .conftest import STAGES, wait_until, write_image, write_settings
+from .conftest import STAGES, write_image, write_settings
 
 NUMBA = kernels.load("numba")
 EACH_STAGE = pytest.mark.parametrize("stage", list(STAGES))
@@ -281,29 +281,3 @@ def test_counting_offline_takes_all_images_and_freezes_nothing(site):
     assert problems == []
     expected, _ = tables(site, "moments")
     assert_same(tally.tables, expected)
-
-
-def test_tiles_are_read_ahead_and_no_further():
-    read = []
-
-    def tiles():
-        for number in range(10):
-            read.append(number)
-            yield Tile(0, 0, number, np.zeros((1, 1, 1)))
-
-    taking = ahead(tiles(), depth=2)
-    assert next(taking).x == 0
-    wait_until(lambda: len(read) == 4, "one taken, two waiting, one in the reader's hand")
-    taking.close()
-    assert len(read) == 4
-
-
-def test_what_fails_while_reading_ahead_is_raised_where_the_tiles_are_taken():
-    def tiles():
-        yield Tile(0, 0, 0, np.zeros((1, 1, 1)))
-        raise ImageError("x.tif: truncated")
-
-    taking = ahead(tiles())
-    next(taking)
-    with pytest.raises(ImageError, match="truncated"):
-        next(taking)

@@ -14,7 +14,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 
 from cairn.errors import ImageError
-from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
+from cairn.images.image import CHUNK_BYTES, Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
@@ -41,13 +41,13 @@ class Slice:
 
 
 @contextmanager
-def open_dicom(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_dicom(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open the files of a series. Raises ImageError.
 
     dtype is that stored where nothing is rescaled, int32 for whole slopes and intercepts, else float64. Grey values
     come as they are stored also where the display would invert them (MONOCHROME1).
     """
-    _ = raw
+    _ = how
     name = source.name
     slices: list[Slice] = []
     first: Any = None

@@ -9,7 +9,7 @@ from wsidicom import WsiDicom
 from wsidicom.config import Settings
 
 from cairn.errors import ImageError
-from cairn.images.image import Image, RawLayout, Values, Window
+from cairn.images.image import Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
@@ -18,9 +18,9 @@ SETTINGS = Settings(decoded_frame_cache_size=4 << 20, encoded_frame_cache_size=4
 
 
 @contextmanager
-def open_dicom_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_dicom_slide(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open the files of a slide. Bands are R, G, B, or the optical paths of a fluorescence slide. Raises ImageError."""
-    _ = raw
+    _ = how
     name = source.name
     with ExitStack() as stack:
         with explained(name, "corrupt or truncated, its levels cannot be read; copy or export the slide again"):

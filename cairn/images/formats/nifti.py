@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.fileholders import FileHolder
 
 from cairn.errors import ImageError
-from cairn.images.image import Image, RawLayout, Values, Window
+from cairn.images.image import Image, Opening, Values, Window
 from cairn.images.reading import explained, unpacking
 from cairn.images.source import ImageSource
 
@@ -23,12 +23,12 @@ MICROMETRES = {"meter": 1e6, "mm": 1e3, "micron": 1.0, "unknown": 1e3}  # the st
 
 
 @contextmanager
-def open_nifti(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_nifti(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open a NIfTI file; a compressed one is unpacked to a temporary file, which also checks its checksum.
 
     The file's slope and intercept are applied: values are float64 then. Raises ImageError.
     """
-    _ = raw
+    _ = how
     name, path = source.name, source.paths[0]
     with ExitStack() as stack:
         with explained(name):

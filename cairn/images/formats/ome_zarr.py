@@ -1,6 +1,5 @@
 """OME-Zarr 0.1 to 0.5 (zarr formats 2 and 3): level 0 of the first multiscale image."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,22 +11,20 @@ import numpy as np
 import zarr
 
 from cairn.errors import ImageError
-from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
+from cairn.images.image import CHUNK_BYTES, Image, Opening, Values, Window
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
 
 AnyArray: TypeAlias = "zarr.Array[Any]"
-READERS = min(4, os.cpu_count() or 1)  # threads
 MICROMETRES = {"meter": 1e6, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3}
 
 
 @contextmanager
-def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_zarr(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open an OME-Zarr directory. Raises ImageError.
 
     A chunk that is not there holds the fill value: the format does so by design, a lost file cannot be told from it.
     """
-    _ = raw
     name = source.name
     with explained(name, "corrupt or not OME-Zarr, its metadata cannot be read; expected multiscales"):
         group = zarr.open_group(source.paths[0], mode="r")
@@ -36,7 +33,7 @@ def open_zarr(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         array = array_of(group, scales, 0, name)
         axes = axis_names(scales, array.ndim)
         size_um = pixel_size_of(scales, axes)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(how.decoders) as pool:
 
         def levels() -> tuple[Image, ...]:
             with explained(name, "corrupt, its smaller copies cannot be opened; export it again"):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from cairn.errors import ImageError
-from cairn.images.image import Image, RawLayout, Values, Window
+from cairn.images.image import Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
@@ -33,9 +33,9 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @contextmanager
-def open_raster(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_raster(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open a PNG or JPEG file. Raises ImageError."""
-    _ = raw
+    _ = how
     name, path = source.name, source.paths[0]
     expected = SUFFIXES[path.suffix.lower()]
     with explained(
@@ -80,5 +80,13 @@ def open_raster(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         return bands_first(part, wanted).astype(dtype, copy=False)
 
     yield Image(
-        name=name, bands=bands, height=height, width=width, dtype=dtype, chunk=(1, width), read=read, bands_apart=False
+        name=name,
+        bands=bands,
+        height=height,
+        width=width,
+        dtype=dtype,
+        chunk=(1, width),
+        read=read,
+        bands_apart=False,
+        at_once=False,  # the first call decodes the whole image, and a second would too
     )

@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import numpy as np
 
 from cairn.errors import ImageError
-from cairn.images.image import Image, RawLayout, Values, Window
+from cairn.images.image import Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained, read_into
 from cairn.images.source import ImageSource
 
 
 @contextmanager
-def open_raw(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_raw(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open a raw file. Raises ImageError when its size is not that of the layout."""
-    name = source.name
+    name, raw = source.name, how.raw
     with explained(name, "the [raw] settings name a type that does not exist; write it as '<u2'"):
         stored = np.dtype(raw.dtype)
     expected = raw.height * raw.width * raw.bands * stored.itemsize

@@ -10,15 +10,15 @@ from openslide.lowlevel import OpenSlideUnsupportedFormatError
 from PIL import Image as Pillow
 
 from cairn.errors import ImageError
-from cairn.images.image import TILE, Image, RawLayout, Values, Window
+from cairn.images.image import TILE, Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
 
 
 @contextmanager
-def open_slide(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_slide(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open a slide; parts that were not scanned are white. Raises ImageError."""
-    _ = raw
+    _ = how
     name = source.name
     with ExitStack() as stack:
         with explained(name, "corrupt or truncated, the slide cannot be opened; copy or export it again"):

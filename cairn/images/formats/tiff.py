@@ -20,13 +20,12 @@ from tifffile import TiffFile, TiffPage
 from cairn.errors import ImageError
 from cairn.images.formats.tiff_layout import Layout, layout_of
 from cairn.images.formats.tiff_levels import smaller_layouts
-from cairn.images.image import CHUNK_BYTES, Image, RawLayout, Values, Window
+from cairn.images.image import CHUNK_BYTES, Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained, read_bytes, read_into
 from cairn.images.source import ImageSource
 
 # By type code; 13, 16, 17 and 18 are those of BigTIFF and SubIFDs.
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-DECODERS = min(4, os.cpu_count() or 1)  # threads; the codecs let go of the interpreter
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,8 @@ class Plane:
 
 
 @contextmanager
-def open_tiff(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
+def open_tiff(source: ImageSource, how: Opening) -> Iterator[Image]:
     """Open a TIFF file. Raises ImageError."""
-    _ = raw
     name = source.name
     with explained(name):
         file = source.paths[0].open("rb")
@@ -76,7 +74,7 @@ def open_tiff(source: ImageSource, raw: RawLayout) -> Iterator[Image]:
         pages = check_pages(file, name)
         with explained(name, "corrupt, its header or directories cannot be understood; export it again"):
             tiff = TiffFile(file)
-        with tiff, ThreadPoolExecutor(DECODERS) as pool:
+        with tiff, ThreadPoolExecutor(how.decoders) as pool:
             with explained(name, "corrupt, its directories or metadata cannot be understood; export it again"):
                 if len(tiff.pages) != pages:
                     raise ImageError(f"{name}: found {len(tiff.pages)} readable pages of {pages}; export it again")

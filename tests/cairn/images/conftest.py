@@ -331,13 +331,13 @@ def make(tmp_path: Path) -> Callable[..., Made]:
     return made
 
 
-def read_all(source: ImageSource, bands: Sequence[str] = (), size: int = 512) -> Array:
+def read_all(source: ImageSource, bands: Sequence[str] = (), size: int = 512, readers: int = 0) -> Array:
     """Read an image's tiles into values[z, band, y, x], checking that each pixel comes once."""
     with open_image(source, raw=LAYOUT) as image:
         wanted = tuple(bands) or image.bands
         out = np.zeros((image.depth, len(wanted), image.height, image.width), image.dtype)
         seen = np.zeros((image.depth, image.height, image.width), np.int64)
-        for tile in image.tiles(wanted, size):
+        for tile in image.tiles(wanted, size, readers=readers):
             count, h, w = tile.values.shape
             assert count == len(wanted)
             assert tile.values.dtype == image.dtype

@@ -30,6 +30,13 @@ def test_tiles_of_any_size_cover_the_image_once(
     np.testing.assert_array_equal(read(made.source, size=size), made.values)
 
 
+def test_several_tiles_read_at_once_are_those_read_one_by_one(
+    make: Callable[..., Any], read: Callable[..., Any], form_name: str
+) -> None:
+    made = make(form_name)
+    np.testing.assert_array_equal(read(made.source, size=9, readers=8), made.values)
+
+
 def test_bands_come_in_the_order_that_is_asked_for(
     make: Callable[..., Any], read: Callable[..., Any], form_name: str
 ) -> None:

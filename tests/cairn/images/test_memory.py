@@ -19,7 +19,7 @@ from cairn.images import RawLayout, find_images, open_image
 (source,) = find_images(Path(sys.argv[1]))
 pixels = 0
 with open_image(source, raw=RawLayout(4000, 3800, 35)) as image:
-    for tile in image.tiles(image.bands):
+    for tile in image.tiles(image.bands, readers=2):
         pixels += tile.values.nbytes
         assert not tile.values[0, 0, 0]
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -40,6 +40,7 @@ def test_an_svs_slide_is_the_same_by_tifffile_and_by_openslide(real_data: Path, 
     np.testing.assert_array_equal(np.moveaxis(values, 0, -1), expected)
     by_openslide = ImageSource(source.id, source.paths, "slide")
     np.testing.assert_array_equal(read(by_openslide)[0], values)
+    np.testing.assert_array_equal(read(by_openslide, size=240, readers=8)[0], values)
 
 
 @pytest.mark.parametrize("kept", [0.001, 0.1, 0.5, 0.95])

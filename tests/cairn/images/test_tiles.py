@@ -86,7 +86,8 @@ def test_the_way_by_a_file_gives_the_same_pixels(
     assert sum(at.h * at.w for at in asked) == 3 * depth * height * width
 
 
-def test_pages_in_one_large_strip_each_go_by_way_of_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("readers", [0, 2])
+def test_pages_in_one_large_strip_each_go_by_way_of_a_file(tmp_path: Path, readers: int) -> None:
     values = np.zeros((5, 3000, 3000), np.uint16)  # 18 MB a strip, 90 MB in all
     values[:, ::7, ::5] = np.arange(1, 6)[:, None, None]
     options = {"photometric": "minisblack", "compression": "zstd", "rowsperstrip": 3000}
@@ -95,7 +96,7 @@ def test_pages_in_one_large_strip_each_go_by_way_of_a_file(tmp_path: Path) -> No
     with open_image(source) as image:
         assert image.chunk == (3000, 3000)
         seen = 0
-        for tile in image.tiles(image.bands):
+        for tile in image.tiles(image.bands, readers=readers):
             h, w = tile.values.shape[1:]
             assert tile.values.nbytes < 5 << 20
             np.testing.assert_array_equal(tile.values, values[:, tile.y : tile.y + h, tile.x : tile.x + w])
