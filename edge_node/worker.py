@@ -34,7 +34,7 @@ from edge_node.fitness import (
 from edge_node.labelling import label_images
 from edge_node.privacy.patients import NOBODYS, patient_of
 from edge_node.privacy.units import UnitCounter
-from edge_node.settings import SiteSettings
+from edge_node.settings import Images, SiteSettings
 from edge_node.status import Board, Problem, Work, for_aggregator
 from edge_node.windows import Frozen, Stamp, Windows
 
@@ -78,19 +78,20 @@ class Wanted:
 
     stamp   as it was when its window was frozen
     pixels  as its head says
-    unit    of a private plan: images with the same are one unit's
     tiles   that can be read apart
+    unit    of a private plan: images with the same are one unit's
     """
 
     source: ImageSource
     stamp: Stamp
     pixels: int
-    unit: str
     tiles: int = 1
+    unit: str = ""
 
 
 File = tuple[Frozen, ImageSource | None]
 Counting: TypeAlias = Callable[[Job, Sequence[File]], tuple[Tally, list[Problem]]]
+Survey: TypeAlias = Callable[[Job, Sequence[File]], tuple[list[Wanted], list[Problem]]]
 
 
 def count(job: Job, by: Counting | None = None) -> Tally:
@@ -147,13 +148,39 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
     return Tally(job.fingerprint, counter.tables()), problems
 
 
-def begin(job: Job, files: Sequence[File]) -> tuple[Work, list[Wanted], list[Problem]]:
-    """Look at every file, and say on the board how much there is to be worked and what is left out. Raises GivenUp."""
+def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]]:
+    """Open every image once, for its size and its bands, before the first pixel is counted. Raises GivenUp."""
+    wanted, problems = [], []
+    for file in files:
+        if job.cancelled():
+            raise GivenUp
+        try:
+            one = look_at(file, job.plan, job.settings.images)
+            wanted.append(replace(one, unit=unit_of(job, one.source)))
+        except Unfit as unfit:
+            problems.append(unfit.problem)
+    return wanted, problems
+
+
+def look_at(file: File, plan: Plan, images: Images) -> Wanted:
+    """Open an image and see what there is to be counted. Raises Unfit."""
+    frozen, source = file[0], still_there(*file)
+    with opened(source, images) as image:
+        check_bands(image, plan)
+        pixels = image.height * image.width * image.depth
+        return Wanted(source, frozen.stamp, pixels, image.tile_count(levels_of(plan).bands))
+
+
+def begin(job: Job, files: Sequence[File], by: Survey = survey) -> tuple[Work, list[Wanted], list[Problem]]:
+    """Have every file looked at, and say on the board how much there is to be worked and what is left out.
+
+    Raises what looking at them does.
+    """
     plan, board = job.plan, job.board
     hidden = plan.privacy is not None
     work = Work(plan.study, plan.stage.stage, plan.window, job.fingerprint, files_total=len(files), private=hidden)
     board.work(work)
-    wanted, problems = survey(job, files)
+    wanted, problems = by(job, files)
     board.problems(plan.study, problems)
     pixels, raw = sum(one.pixels for one in wanted), sum(one.stamp[0] for one in wanted)
     work = replace(work, pixels_total=pixels, raw_bytes=raw, files_done=len(problems))
@@ -174,24 +201,6 @@ def unit_of(job: Job, source: ImageSource) -> str:
     if patient is None:
         raise Unfit(NOBODYS, f"{source.id}: its patient is not known; set privacy.patient_folder, or give it as DICOM")
     return patient
-
-
-def survey(job: Job, files: Sequence[File]) -> tuple[list[Wanted], list[Problem]]:
-    """Open every image once, for its size and its bands, before the first pixel is counted."""
-    wanted, problems = [], []
-    for frozen, source in files:
-        if job.cancelled():
-            raise GivenUp
-        try:
-            source = still_there(frozen, source)
-            with opened(source, job.settings.images) as image:
-                check_bands(image, job.plan)
-                pixels = image.height * image.width * image.depth
-                tiles = image.tile_count(job.levels.bands)
-                wanted.append(Wanted(source, frozen.stamp, pixels, unit_of(job, source), tiles))
-        except Unfit as unfit:
-            problems.append(unfit.problem)
-    return wanted, problems
 
 
 def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:

@@ -20,7 +20,8 @@ from edge_node.counting import Counter, despite_a_lost_gpu
 from edge_node.fitness import Unfit, check_unchanged, levels_of, opened, pixel_stage, readable, readers_of
 from edge_node.scale.pieces import Piece, Sum, hold, narrow
 from edge_node.settings import Images
-from edge_node.worker import add_tiles
+from edge_node.status import Problem
+from edge_node.worker import File, Wanted, add_tiles, look_at
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,19 @@ def ready(version: str, folder: str) -> None:
         )
     if not Path(folder).is_dir():
         raise ConfigError(f"has no folder {folder}; mount the images there under the same path")
+
+
+def look_at_files(files: tuple[File, ...], order: Order) -> list[Wanted | Problem]:
+    """Open images and see what there is to be counted, or why not. Raises ConfigError where this worker cannot."""
+    ready(order.version, str(order.images.folder))
+    plan = codec.decode_plan(order.published)
+    found: list[Wanted | Problem] = []
+    for file in files:
+        try:
+            found.append(look_at(file, plan, order.images))
+        except Unfit as unfit:
+            found.append(unfit.problem)
+    return found
 
 
 def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:

@@ -18,7 +18,7 @@ IMAGES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), max_size=12)
 
 def wanted_of(images: list[tuple[int, int]]) -> list[Wanted]:
     return [
-        Wanted(ImageSource(f"{number}.tif", (Path("x"),), "tiff"), (0, 0), tiles * pixels, "", tiles)
+        Wanted(ImageSource(f"{number}.tif", (Path("x"),), "tiff"), (0, 0), tiles * pixels, tiles)
         for number, (tiles, pixels) in enumerate(images)
     ]
 

@@ -117,14 +117,19 @@ def test_a_worker_that_ends_while_it_is_asked_is_passed_over(site):
         wait_until(lambda: not client.scheduler_info()["workers"], "the worker to be gone", START_S)
 
 
-def test_a_worker_that_sees_other_files_spoils_the_count_and_leaves_no_image_out(site):
-    blind = """
+BLIND = """
 import edge_node.scale.work as work
 from edge_node.fitness import GONE, Unfit
-def not_mounted(source, stamp):
+def not_mounted(source, *_):
     raise Unfit(GONE, f"{source.id}: is not there any more")
-work.check_unchanged = not_mounted
 """
+
+
+@pytest.mark.parametrize(
+    "when", ["work.look_at = lambda file, *_: not_mounted(file[1])", "work.check_unchanged = not_mounted"]
+)
+def test_a_worker_that_sees_other_files_spoils_the_count_and_leaves_no_image_out(site, when):
+    blind = BLIND + when
     with (
         scheduler() as address,
         worker(address, blind),
@@ -147,17 +152,18 @@ def test_workers_that_come_only_when_there_is_work_are_waited_for(site):
     assert tally.tables["pixels"] == 2 * 1060 * 1060 + 3 * 96 * 96
 
 
-def test_an_image_that_ends_every_worker_is_named(site):
-    dies = """
+@pytest.mark.parametrize("task", ["look_at_files", "count_batch"])
+def test_an_image_that_ends_every_worker_is_named(site, task):
+    dies = f"""
 import os, edge_node.scale.work as work
-count = work.count_batch
-work.count_batch = lambda batch, order: os._exit(9) if "large0" in repr(batch) else count(batch, order)
+before = work.{task}
+work.{task} = lambda some, order: os._exit(9) if "large0" in repr(some) else before(some, order)
 """
     with (
         scheduler() as address,
         worker(address, dies),
         Client(address, set_as_default=False) as client,
-        pytest.raises(Unreachable, match=r"workers ended, one after the other, with large0\.ome\.tif at hand"),
+        pytest.raises(Unreachable, match=r"workers ended, one after the other, with large0\.ome\.tif.* at hand"),
     ):
         count_offline(make_job(site, "counts"), lambda job, files: count_files(job, files, client))
 

@@ -115,8 +115,9 @@ def test_a_folder_without_images_gives_the_tables_of_nothing(site, client):
     assert_same(spread(make_job(site, "counts"), client), count_offline(make_job(site, "counts")))
 
 
-def test_it_is_given_up_when_the_site_stops(site, client):
-    looks = iter([False] * 5)  # one before each image is opened; the next comes when all is asked
+@pytest.mark.parametrize("times", [0, 1], ids=["before", "later"])
+def test_it_is_given_up_when_the_site_stops(site, client, times):
+    looks = iter([False] * times)
     with pytest.raises(GivenUp):
         spread(make_job(site, "counts", cancelled=lambda: next(looks, True)), client)
     assert next(looks, None) is None
