@@ -142,6 +142,7 @@ def apga_step(
     decay: float,
     lambda_zeros: float,
     action: Literal["erased", "kept"] = "erased",
+    whole: Callable[[Tensor], Tensor] = lambda mean: mean,
 ) -> Step:
     """Do lines 5 to 17 for one batch.
 
@@ -150,13 +151,14 @@ def apga_step(
     frozen_classifier  the same weights with fixed statistics: erased images are judged by it and must not move it
     masker             M_p: float[b, channels, h, w] → logits float[b, 1, h, w]
     action             see ApgaConfig.action
+    whole              where x and y are a part of a batch, makes a mean over them the batch's
     """
     step, original = plain_step(x, y, classifier, loss, descend_classifier)  # lines 5 and 6
     logits = masker(x)  # line 7
     erased = erasing(logits.detach())  # line 8: A, true where a pixel stays
     with torch.no_grad():
         adversarial = loss(frozen_classifier(erased * x), y)  # lines 9 and 10
-    gained = float(reward(adversarial, original))  # line 11
+    gained = float(whole(reward(adversarial, original)))  # line 11
     advantage = gained - (gained if baseline is None else baseline)
     taken = ~erased if action == "erased" else erased
     descend_masker(policy_loss(logits, taken, advantage, lambda_zeros))  # lines 12 to 15

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from agent_trainer.masks import GradCamMasks, cutout
 from agent_trainer.module_weights import as_weights, put_weights
 from agent_trainer.precision import autocast, on_device, reduced
 from agent_trainer.seeding import seeded
-from cairn.errors import Diverged
+from agent_trainer.together import Deal, Part
+from cairn.errors import Diverged, TrainingError
 
 FLAT = 1e-6  # logits that differ less over a batch say nothing any more
 
@@ -85,6 +86,7 @@ class Learner:
         self._adam = {name: self._optimiser(some) for name, some in self._parameters.items()}
         self._anchor: dict[str, list[Tensor]] = {}
         self._mu = 0.0
+        self._part: Part | None = None  # of the step that is being made
         self._grad_cam: GradCamMasks | None = None
         self._pretrained: nn.Module | None = None  # what Grad-CAM looks through
         self._spare = [torch.empty_like(tensor) for tensor in self._live()]
@@ -113,7 +115,7 @@ class Learner:
         ]
         return [*self.networks.state_dict().values(), *moments]
 
-    def scaled(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+    def scaled(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Return x of uint8[b, channels, side, side]: float[…], mean 0 and deviation 1 over the images of the scale."""
         x = on_device(pixels, self._device).to(torch.float32, memory_format=torch.channels_last)
         return x.div_(255).sub_(self._mean).div_(self._std)
@@ -124,20 +126,52 @@ class Learner:
         labels: npt.NDArray[np.int64],
         rng: np.random.Generator,
         target: npt.NDArray[np.uint8] | None = None,
+        deal: Deal | None = None,
     ) -> apga.Step:
         """Learn from one batch: pre-training first, then as the method says.
 
         target  uint8[b, channels, side, side], images of the other look for the CORAL loss
-        Raises Diverged when a loss or a gradient is not finite; all is then as it was before the batch.
+        deal    gives other processes their share of the batch; the step, and what it tells, is then the whole batch's
+                in all of them. Not with a target
+        Raises Diverged when a loss or a gradient is not finite, and what `deal` raises; all is then as it was before
+        the batch.
         """
-        x, y = self.scaled(pixels), on_device(labels, self._device)
+        seed = int(rng.integers(2**63)) if self.config.dropout else 0
+        cut: Tensor | None = None
+        if self.config.method == "cutout" and self.pretraining.over:
+            cut = cutout(len(pixels), self.config.side, self.config.cutout_share, rng)
+        if deal is None:
+            of_target = None if target is None else self.scaled(target)
+            return self._step(self.scaled(pixels), on_device(labels, self._device), seed, cut, of_target)
+        rows = [torch.from_numpy(pixels), torch.from_numpy(labels), *([] if cut is None else [cut.to(torch.uint8)])]
+        return self.learn_part(*deal(rows), seed)
+
+    def learn_part(self, rows: Sequence[Tensor], part: Part, seed: int | None = None) -> apga.Step:
+        """Do `step` with a part of a batch: images, labels, and what is cut out; see `together.Learner`."""
+        pixels, labels, *cut = rows
+        own = (self._seed << 32) + self.updates if seed is None else seed
+        kept = cut[0].bool() if cut else None
+        return self._step(self.scaled(pixels), on_device(labels, self._device), own, kept, part=part)
+
+    def _step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        cut: Tensor | None,
+        target: Tensor | None = None,
+        part: Part | None = None,
+    ) -> apga.Step:
         torch._foreach_copy_(self._spare, self._live())
         looked_through = self._pretrained, self._grad_cam
+        self._part = part
         try:
             # Dropout draws from torch's own generator.
-            with seeded(int(rng.integers(2**63)), self._device) if self.config.dropout else nullcontext():
-                made = self._made(x, y, rng, None if target is None else self.scaled(target))
-        except Diverged:
+            with seeded(seed, self._device) if self.config.dropout else nullcontext():
+                made = self._made(x, y, cut, target)
+            if part is not None:
+                made = self._joined(made, part)
+        except TrainingError:
             torch._foreach_copy_(self._live(), self._spare)
             self._pretrained, self._grad_cam = looked_through
             raise
@@ -152,7 +186,29 @@ class Learner:
                 self._freeze()
         return made
 
-    def _made(self, x: Tensor, y: Tensor, rng: np.random.Generator, target: Tensor | None) -> apga.Step:
+    def _joined(self, made: apga.Step, part: Part) -> apga.Step:
+        """Make what a part's step told the whole batch's, and the statistics of batch norm the mean of the parts'."""
+        means = torch.tensor([made.original, made.masked or 0.0], device=self._device) * part.share
+        right = torch.tensor(float(made.right), device=self._device)
+        kept = right.new_zeros(0) if made.kept is None else part.placed(made.kept)
+        statistics = [buffer for buffer in self.networks.buffers() if buffer.is_floating_point()]
+        means, right, kept, *found = part.summed([means, right, kept, *(buffer * part.share for buffer in statistics)])
+        for buffer, mean in zip(statistics, found, strict=True):
+            buffer.copy_(mean)
+        original, masked = means.tolist()
+        return replace(
+            made,
+            original=original,
+            right=round(float(right)),
+            masked=None if made.masked is None else masked,
+            kept=None if made.kept is None else kept,
+        )
+
+    def _whole(self, mean: Tensor) -> Tensor:
+        """Return the whole batch's mean of what is a mean over this process's part of it."""
+        return mean if self._part is None else self._part.summed([mean * self._part.share])[0]
+
+    def _made(self, x: Tensor, y: Tensor, cut: Tensor | None, target: Tensor | None) -> apga.Step:
         config, network = self.config, self.staged.train(self.updates)
         classifier: apga.Network = partial(self._answer, CLASSIFIER)
         features: list[Tensor] = []
@@ -188,7 +244,8 @@ class Learner:
             return apga.plain_step(x, y, classifier, self._loss, descend)[0]
         match config.method:
             case "cutout":
-                return masked(cutout(len(x), config.side, config.cutout_share, rng).to(self._device))
+                assert cut is not None
+                return masked(cut.to(self._device))
             case "gradcam":
                 if self._grad_cam is None:  # nothing was pre-trained here: the weights that the round began with
                     self._freeze()
@@ -220,6 +277,7 @@ class Learner:
                     decay=config.baseline_decay,
                     lambda_zeros=config.lambda_zeros,
                     action=config.action,
+                    whole=self._whole,
                 )
 
     def _answer(self, name: str, x: Tensor) -> Tensor:
@@ -239,9 +297,14 @@ class Learner:
 
     def _descend(self, loss: Tensor, names: tuple[str, ...]) -> None:
         parameters = [p for name in names for p in self._parameters[name] if p.requires_grad]
+        if self._part is not None:
+            loss = loss * self._part.share
         gradients = list(torch.autograd.grad(loss, parameters))
+        loss = loss.detach()
+        if self._part is not None:
+            *gradients, loss = self._part.summed([*gradients, loss])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        numbers = torch.stack([loss.detach(), norm]).cpu()
+        numbers = torch.stack([loss, norm]).cpu()
         if not torch.isfinite(numbers).all():
             raise Diverged(
                 f"update {self.updates + 1} was refused: the loss of the {' and the '.join(names)} is "
@@ -329,16 +392,40 @@ class Learner:
         taken = {name: [p.detach().clone() for p in some] for name, some in self._parameters.items()}
         self._anchor = taken if proximal_mu else {}
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write the whole state to one file, atomically, and the caller's own tensors and JSON with it."""
-        own = {
+    def counters(self) -> dict[str, Any]:
+        """See `together.Learner`, also below."""
+        return {**self._numbers(), "frozen": self._pretrained is not None}
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
             "updates": self.updates,
             "restarts": self.restarts,
             "baseline": self.baseline,
             "pretraining": vars(self.pretraining),
             "mu": self._mu,
-            "caller": dict(state),
         }
+
+    def shared(self) -> list[Tensor]:
+        """Return all that a step changes or reads."""
+        anchor = (t for some in self._anchor.values() for t in some)
+        frozen = () if self._pretrained is None else self._pretrained.state_dict().values()
+        return [*self._live(), *anchor, *frozen, *([] if self._weigh is None else [self._weigh])]
+
+    def follow(self, counters: Mapping[str, Any]) -> None:
+        """Take another learner's counters."""
+        baseline = counters["baseline"]
+        self.updates, self.restarts = int(counters["updates"]), int(counters["restarts"])
+        self.baseline, self._mu = None if baseline is None else float(baseline), float(counters["mu"])
+        self.pretraining = apga.Pretraining(**counters["pretraining"])
+        empty = {name: [torch.empty_like(p) for p in some] for name, some in self._parameters.items()}
+        self._anchor = empty if self._mu else {}
+        self._pretrained = self._grad_cam = None
+        if counters["frozen"]:
+            self._freeze()
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write the whole state to one file, atomically, and the caller's own tensors and JSON with it."""
+        own = {**self._numbers(), "caller": dict(state)}
         saved_state.write(path, self._run, {**self._named(), **tensors}, own)
 
     def _named(self) -> dict[str, Tensor]:

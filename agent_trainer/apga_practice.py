@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from agent_trainer.labelled.reading import Pixels, read_all
 from agent_trainer.labelled.sources import Example, Labelled, LabelledSource, load_labelled, read_labelled
 from agent_trainer.module_weights import as_weights
 from agent_trainer.saved_state import fitting
+from agent_trainer.together import Together
 from cairn.errors import CairnError, ConfigError, ImageError
 
 STATE: Final = "apga.safetensors"
@@ -83,6 +85,7 @@ class ApgaPractice:
     seed      of order, draws and first weights
     folder    for the learner's state after each round, so that a restart goes on
     target    images of the other look, see `Domain`; what they show is not used
+    processes that learn together, each from its share of a batch
     images, labels, held_out, held_out_labels
               uint8[n, channels, side, side] and int64[n]: to learn from, and set aside
     Raises ImageError when no image to learn from can be read.
@@ -96,6 +99,7 @@ class ApgaPractice:
         device: str,
         folder: Path,
         target: Sequence[Example] = (),
+        processes: int = 1,
     ) -> None:
         self.config, self._folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,9 @@ class ApgaPractice:
         self._queue: deque[int] = deque()  # places of the images that come next
         weigh = class_weights(self.labels, len(config.classes)) if config.balance == "weights" else None
         self.learner = Learner(config, seed=seed, device=device, class_weights=weigh)
+        several = min(processes, config.batch) > 1 and not alone(config)
+        place = seed, device, folder, config.batch, processes
+        self._together = Together(self.learner, "apga", config, *place) if several else None
         self._local = local_names(self.learner.networks, config.domain.keep_local)
         self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
         self._sums = Sums()
@@ -154,24 +161,32 @@ class ApgaPractice:
         """Learn from so many batches, pre-training first; yields after each.
 
         However the round ends, also when the caller closes it early, the masks are looked at before its end.
-        Raises Diverged, with the weights from before the batch.
+        Raises Diverged, with the weights from before the batch, and TrainingError when another process has ended.
         """
         self._sums = sums = Sums()
+        if self._together is not None:
+            self._together.begin()
         for made in range(1, updates + 1):
             chosen = self._chosen(self.config.batch)
-            pixels = augment_pixels(self.images[chosen], self.config.augmentation, self._rng)
-            step = self.learner.step(pixels, self.labels[chosen], self._rng, self._of_target(len(chosen)))
+            step = self._learn(chosen)
             sums.add(step, len(chosen))
             if step.kept is not None:
                 self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
                 if len(self._window) >= self.config.collapse_window or made == updates:
-                    self._look_at_masks(chosen, float(step.kept.mean()))
+                    revived = self._look_at_masks(chosen, float(step.kept.mean()))
+                    if revived and self._together is not None and made < updates:
+                        self._together.begin()
             try:
                 yield sums
             except GeneratorExit:  # the round's time is over
                 if step.kept is not None and self._window:
                     self._look_at_masks(chosen, float(step.kept.mean()))
                 raise
+
+    def _learn(self, chosen: npt.NDArray[np.int64]) -> apga.Step:
+        pixels = augment_pixels(self.images[chosen], self.config.augmentation, self._rng)
+        learn = partial(self.learner.step, pixels, self.labels[chosen], self._rng, self._of_target(len(chosen)))
+        return learn() if self._together is None else self._together.step(learn)
 
     def _of_target(self, many: int) -> npt.NDArray[np.uint8] | None:
         """Draw images of the other look; None without a CORAL loss."""
@@ -180,9 +195,10 @@ class ApgaPractice:
         found: npt.NDArray[np.uint8] = self._target[self._rng.integers(0, len(self._target), many)]
         return found
 
-    def _look_at_masks(self, chosen: npt.NDArray[np.int64], kept: float) -> None:
-        """Revive masks that collapsed, before anybody gets these weights."""
-        if np.mean(self._window) >= 0.5:
+    def _look_at_masks(self, chosen: npt.NDArray[np.int64], kept: float) -> bool:
+        """Revive masks that collapsed, before anybody gets these weights; tells whether any had."""
+        collapsed = bool(np.mean(self._window) >= 0.5)
+        if collapsed:
             self._collapses += 1
             self.learner.revive(self.images[chosen])
             what = "zero, nothing counting as important" if kept < 0.5 else "one, everything counting as important"
@@ -192,6 +208,7 @@ class ApgaPractice:
                 "change lambda_zeros or lower learning_rate"
             )
         self._window.clear()
+        return collapsed
 
     def _chosen(self, many: int) -> npt.NDArray[np.int64]:
         if len(self._queue) < many:
@@ -270,7 +287,19 @@ def begin(config: ApgaConfig, place: Place) -> ApgaPractice:
     sources = read_labelled(place.table("labelled"), Path.cwd())
     labelled = load_labelled(sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots)
     target = _target(sources, config)
-    return ApgaPractice(labelled, config, place.seed, place.device, place.folder, target)
+    return ApgaPractice(labelled, config, place.seed, place.device, place.folder, target, place.processes)
+
+
+def learner(config: ApgaConfig, seed: int, device: str) -> Learner:
+    """Make what learns in another process of the site; the classes' weights come from the first."""
+    weigh = np.ones(len(config.classes), np.float32) if config.balance == "weights" else None
+    return Learner(config, seed=seed, device=device, class_weights=weigh)
+
+
+def alone(config: ApgaConfig) -> str:
+    """Say why a run of these settings learns in one process; "" when it need not."""
+    coral = "apga with domain.coral learns in one, as that compares covariances of the whole batch"
+    return coral if config.domain.coral else ""
 
 
 def _target(sources: Sequence[LabelledSource], config: ApgaConfig) -> tuple[Example, ...]:
@@ -284,4 +313,4 @@ def _target(sources: Sequence[LabelledSource], config: ApgaConfig) -> tuple[Exam
         return ()
 
 
-APGA: Final = Algorithm(read_config, first_weights, begin, merge, remarks)
+APGA: Final = Algorithm(read_config, first_weights, begin, merge, remarks, learner, alone)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from agent_trainer.labelled.settings import read_labelled
 from agent_trainer.labelled.sources import Example, Labelled, load_labelled
 from agent_trainer.patches import Big
 from agent_trainer.scenes.settings import LabelImages, read_sources
+from agent_trainer.together import Together
 from cairn.errors import CairnError, ConfigError, ImageError
 from cairn.figures import VALIDATION
 
@@ -152,11 +154,19 @@ class AttentionPractice:
     folder  for the learner's state after each round
     seed    of first weights, order, augmentation and draws
     shelf   the images
+    processes  that classify the patches together; this one reads images and looks where patches are drawn
     Raises ImageError when no image to learn from is left.
     """
 
     def __init__(
-        self, labelled: Labelled, config: AttentionConfig, seed: int, device: str, folder: Path, shelf: Shelf
+        self,
+        labelled: Labelled,
+        config: AttentionConfig,
+        seed: int,
+        device: str,
+        folder: Path,
+        shelf: Shelf,
+        processes: int = 1,
     ) -> None:
         self.config, self._folder, self._shelf, self._seed = config, folder, shelf, seed
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,6 +177,9 @@ class AttentionPractice:
         self._rng = np.random.default_rng(seed)
         self._queue: deque[Example] = deque()
         self.learner = AttentionLearner(config, seed=seed, device=device)
+        several = min(processes, config.batch) > 1
+        place = seed, device, folder, config.batch, processes
+        self._together = Together(self.learner, "attention", config, *place) if several else None
         self._local = local_names(self.learner.networks, config.keep_local)
         self._weigh = self._class_weights()
         self._last = Sums()
@@ -195,19 +208,26 @@ class AttentionPractice:
     def train(self, updates: int) -> Iterator[Sums]:
         """Learn from so many batches; yields after each. An image that cannot be read is left out from then on.
 
-        Raises Diverged, with the weights from before the batch, and ImageError when no image is left.
+        Raises Diverged, with the weights from before the batch, ImageError when no image is left, TrainingError when
+        another process has ended.
         """
         self._last = sums = Sums()
+        if self._together is not None:
+            self._together.begin()
         while sums.updates < updates:
             batch = self._chosen()
             try:
                 views = [self._changed(example) for example in batch]
                 labels = np.array([example.label for example in batch], np.int64)
-                sums.add(self.learner.update(views, labels, self._weigh))
+                sums.add(self._learn(views, labels))
             except ImageError as error:
                 self._leave_out(error)
                 continue
             yield sums
+
+    def _learn(self, views: Sequence[View], labels: npt.NDArray[np.int64]) -> Update:
+        learn = partial(self.learner.update, views, labels, self._weigh)
+        return learn() if self._together is None else self._together.step(learn)
 
     def _changed(self, example: Example) -> View:
         view = self._shelf.view(example, draw_change(self.config, self._rng))
@@ -314,7 +334,7 @@ def begin(config: AttentionConfig, place: Place) -> AttentionPractice:
     sources = read_labelled(place.table("labelled"), Path.cwd())
     labelled = load_labelled(sources, config.classes, config.validation_share, groups=config.groups, shots=config.shots)
     shelf = Shelf(config, _label_folders(config, place))
-    return AttentionPractice(labelled, config, place.seed, place.device, place.folder, shelf)
+    return AttentionPractice(labelled, config, place.seed, place.device, place.folder, shelf, place.processes)
 
 
 def _label_folders(config: AttentionConfig, place: Place) -> list[Path]:
@@ -331,4 +351,9 @@ def _label_folders(config: AttentionConfig, place: Place) -> list[Path]:
     return folders
 
 
-ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merged)
+def learner(config: AttentionConfig, seed: int, device: str) -> AttentionLearner:
+    """Make what learns in another process of the site."""
+    return AttentionLearner(config, seed=seed, device=device)
+
+
+ATTENTION: Final = Algorithm(read_attention_config, first_weights, begin, merged, learner=learner)

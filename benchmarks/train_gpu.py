@@ -54,7 +54,6 @@ SMALL: dict[str, dict[str, Any]] = {  # for a CPU; a GPU gets the papers' own nu
     "segmentation": {"network": "unet", "patch": (32, 32, 32), "width": 8, "depth": 3},
 }
 IMAGE = 1000  # pixels a side, of attention's
-SHARED = ("dqn", "segmentation")  # that several processes learn together
 SECONDS, WARM = 3.0, 3  # of each measurement; updates before it
 LATEST = 150.0  # seconds after the start at which nothing more is compiled
 
@@ -75,7 +74,8 @@ def apga(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
     config, rng = ApgaConfig(classes=CLASSES, pretrain_updates=0, **settings), np.random.default_rng(0)
     made = ApgaLearner(config, seed=0, device=device)
     pixels = rng.integers(0, 256, (config.batch, config.channels, config.side, config.side), np.uint8)
-    return made, partial(made.step, pixels, np.arange(config.batch) % 2, rng), lambda _: None
+    step = partial(made.step, pixels, np.arange(config.batch) % 2, rng)
+    return made, step, lambda deal: step(deal=deal)
 
 
 def attention(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
@@ -84,7 +84,8 @@ def attention(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]
     made, shape = AttentionLearner(config, seed=0, device=device), map_shape(config, IMAGE, IMAGE)
     images = [in_memory(rng.integers(0, 256, (config.channels, IMAGE, IMAGE), np.uint8)) for _ in range(config.batch)]
     views = [View(image, image.reduced(*shape)) for image in images]
-    return made, partial(made.update, views, np.arange(config.batch) % 2), lambda _: None
+    step = partial(made.update, views, np.arange(config.batch) % 2)
+    return made, step, lambda deal: step(deal=deal)
 
 
 def segmentation(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
@@ -137,7 +138,7 @@ def run(
     if "dqn" in learners:
         yield from training(device, own.get("dqn", {}), seconds, gpu=gpu)
     count = max(2, torch.cuda.device_count())
-    for name in (name for name in learners if name in SHARED):
+    for name in learners:
         yield from processes(name, device, own.get(name, {}), count, seconds)
 
 
