@@ -105,9 +105,12 @@ MAKERS = {"dqn": dqn, "attention": attention, "segmentation": segmentation, "apg
 
 
 def run(
-    learners: Sequence[str] = tuple(MAKERS), ways: Sequence[str] | None = None, seconds: float = SECONDS
+    learners: Sequence[str] = tuple(MAKERS),
+    ways: Sequence[str] | None = None,
+    seconds: float = SECONDS,
+    processes: int | None = None,
 ) -> Iterator[Line]:
-    """Measure each learner in each way; `ratio` is over its own float32."""
+    """Measure each learner in each way, `ratio` over its own float32, and by several processes: None one a GPU, or two."""
     gpu, began = torch.cuda.is_available(), time.monotonic()
     if not gpu:
         torch.set_num_threads(1)
@@ -137,12 +140,12 @@ def run(
             del made, step
     if "dqn" in learners:
         yield from training(device, own.get("dqn", {}), seconds, gpu=gpu)
-    count = max(2, torch.cuda.device_count())
-    for name in learners:
-        yield from processes(name, device, own.get(name, {}), count, seconds)
+    count = processes or max(2, torch.cuda.device_count())
+    for name in learners if count > 1 else ():
+        yield from shared_out(name, device, own.get(name, {}), count, seconds)
 
 
-def processes(name: str, device: str, settings: dict[str, Any], count: int, seconds: float) -> Iterator[Line]:
+def shared_out(name: str, device: str, settings: dict[str, Any], count: int, seconds: float) -> Iterator[Line]:
     """Measure one batch learned by one process and by several, one a GPU where there are enough; by the clock."""
     if name == "segmentation":
         settings = {**settings, "batch": 2 * count}

@@ -4,7 +4,7 @@ from benchmarks.train_gpu import run
 
 
 def test_the_benchmark_of_training_measures_a_learner() -> None:
-    (line,) = run(learners=("apga",), ways=("float32",), seconds=0)
+    (line,) = run(learners=("apga",), ways=("float32",), seconds=0, processes=1)
     assert line["name"] == "train_gpu/apga/float32"
     assert line["value"] > 0
     assert line["ratio"] == 1
