@@ -76,7 +76,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     name: frozenset() for name in ("cairn.v1.Enrolment", health.SERVICE_NAME, reflection.SERVICE_NAME)
 }
 ENROLMENT_THREADS = 16
-SWEEP_S = 2.0  # between two looks whether those with open streams may still be here
+SWEEP_S = 2.0  # between two looks whether those with open streams may still be here, and who was
 GRACE_S = 3.0  # for calls that are open when the aggregator is told to stop
 
 Log = structlog.typing.FilteringBoundLogger
@@ -266,13 +266,14 @@ class Aggregator:
         self._log.info("stopped")
 
     def _sweep(self) -> None:
-        """End the open streams of those who were revoked, or whose certificate ended, every few seconds."""
+        """End the open streams of those who were revoked, or whose certificate ended, and note who was seen."""
         while not self._stopped.wait(SWEEP_S):
-            if callers := self._admission.streaming():
-                try:
+            try:
+                if callers := self._admission.streaming():
                     self._admission.hang_up(self._gate.shut_out(callers))
-                except CairnError as error:  # the database is away: nobody's next call is admitted either
-                    self._log.warning("open streams not looked at", kind=type(error).__name__)
+                self._gate.keep_seen()
+            except CairnError as error:  # the database is away: nobody's next call is admitted either
+                self._log.warning("open streams not looked at", kind=type(error).__name__)
 
     def _listen(self, authority: pki.Authority) -> Ports:
         settings = self._settings

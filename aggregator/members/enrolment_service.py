@@ -7,18 +7,17 @@ from datetime import datetime, timedelta
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.database import audit, reading, writing
 from aggregator.members import pki
 from aggregator.members.tokens import Attempts, token_hash
 from aggregator.tables import Certificate, Member
-from cairn.errors import BadToken, IdentityError, NotEnrolled, Revoked, StorageFull, TooLarge
+from cairn.errors import BadToken, IdentityError, NotEnrolled, Revoked, TooLarge
 from cairn.rpc import Caller, Identity, caller
 from cairn.v1 import enrolment_pb2, enrolment_pb2_grpc
 
-SEEN_EVERY = timedelta(seconds=5)  # how often a member's last_seen is written at most
 AT_A_TIME = 500  # a database takes only so many parameters in one query
 CERTIFICATES_A_DAY = 20  # that one member may ask for
 
@@ -127,7 +126,7 @@ class Gate:
         self._federation = federation
         self._now = now
         self._lock = threading.Lock()
-        self._seen: dict[str, datetime] = {}
+        self._seen: dict[str, datetime] = {}  # and not yet written
 
     def __call__(self, who: Caller) -> None:
         """Raise Revoked or NotEnrolled when the caller may not come in (any more). Open streams ask again and again."""
@@ -136,16 +135,17 @@ class Gate:
             raise NotEnrolled(f"{who.identity} is of another federation than {self._federation}")
         with reading(self._engine) as session:
             _in_good_standing(session, who, now)
-        name = who.identity.name
         with self._lock:
-            if name in self._seen and now - self._seen[name] < SEEN_EVERY:
-                return
-            self._seen[name] = now
-        try:
+            self._seen[who.identity.name] = now
+
+    def keep_seen(self) -> None:
+        """Write when members were last seen, of all at once, so that no call waits for it. Raises CairnError."""
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        if seen:
+            rows = [{"name": name, "last_seen": at} for name, at in seen.items()]
             with writing(self._engine) as session:
-                session.get_one(Member, name).last_seen = now
-        except StorageFull:
-            pass  # reading still works with a full disk, and being seen is not worth a failed call
+                session.execute(update(Member), rows)
 
     def shut_out(self, callers: Collection[Caller]) -> set[Caller]:
         """Say which of some callers with open streams may not be here any more."""

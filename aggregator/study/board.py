@@ -73,8 +73,7 @@ class Board:
         active  tells whether the caller is there; call `wake` when it is not any more
         Raises Revoked when the site is taken out.
         """
-        if site not in self._enrolled:  # enrolled within the last second; at a thousand sites, each look takes its time
-            self.refresh()
+        self.refresh()
         last: Offers | None = None
         with self._changed:
             self._watching[site] = self._watching.get(site, 0) + 1

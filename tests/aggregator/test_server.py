@@ -200,11 +200,15 @@ def test_metrics_count_errors_by_kind_and_connected_sites(running) -> None:
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         with pytest.raises(CairnError), errors_from_wire():
             operations_pb2_grpc.SitesStub(channel).ListSites(operations_pb2.ListSitesRequest(), timeout=10)
-    status, metrics = get(running.aggregator.addresses.dashboard, "/metrics")
-    lines = metrics.splitlines()
-    assert status == 200
+
+    def metrics() -> list[str]:
+        status, text = get(running.aggregator.addresses.dashboard, "/metrics")
+        assert status == 200
+        return text.splitlines()
+
+    wait_until(lambda: "cairn_sites_connected 1.0" in metrics(), "the site to be seen")
+    lines = metrics()
     assert 'cairn_errors_total{kind="WrongRole"} 1.0' in lines
-    assert "cairn_sites_connected 1.0" in lines
     assert "cairn_ledger_bytes 0.0" in lines
 
 
