@@ -110,7 +110,7 @@ def run(
     seconds: float = SECONDS,
     processes: int | None = None,
 ) -> Iterator[Line]:
-    """Measure each learner in each way, `ratio` over its own float32, and by several processes: None one a GPU, or two."""
+    """Measure each learner in each way, `ratio` over its own float32; by several processes, None: one a GPU, or two."""
     gpu, began = torch.cuda.is_available(), time.monotonic()
     if not gpu:
         torch.set_num_threads(1)
