@@ -17,6 +17,7 @@ MODULES = {
     "recovery": "benchmarks.recovery",
     "ingest": "benchmarks.ingest",
     "scaling": "benchmarks.ingest",
+    "reading": "benchmarks.reading",
     "replay": "benchmarks.replay",
     "dqn": "benchmarks.dqn",
     "rounds": "benchmarks.rounds",

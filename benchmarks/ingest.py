@@ -121,21 +121,21 @@ def tissue_tiles(seed: int = 0) -> npt.NDArray[np.uint16]:
     return tiles
 
 
-def counts_plan(tiles: npt.NDArray[np.uint16]) -> CountsPlan:
+def counts_plan(tiles: npt.NDArray[np.uint16], names: tuple[str, ...] = NAMES, components: int = 8) -> CountsPlan:
     """Fit the defaults (8 components, radix 22, 16 x 200,000) to the tiles, as a study does."""
     numba = kernels.load("numba")
-    levels = np.ascontiguousarray(tiles.transpose(1, 0, 2, 3)).reshape(BANDS, -1)
+    levels = np.ascontiguousarray(tiles.transpose(1, 0, 2, 3)).reshape(len(names), -1)
     axes = moments.projection(
-        {"pixels": np.array([levels.shape[1]]), "second": moments.split(numba.moments(levels)[1])}, 8
+        {"pixels": np.array([levels.shape[1]]), "second": moments.split(numba.moments(levels)[1])}, components
     )
-    unit = np.zeros((8, INTENSITY_BINS, UNIT_BINS), np.int64)
+    unit = np.zeros((components, INTENSITY_BINS, UNIT_BINS), np.int64)
     numba.unit_histogram(levels, axes, unit)
     found = ranges({"unit": unit})
-    quantiser = Quantiser(PixelLevels(NAMES), axes, found.min_norm, found.low, found.high, 22)
+    quantiser = Quantiser(PixelLevels(names), axes, found.min_norm, found.low, found.high, 22)
     return CountsPlan(quantiser, SketchSpec(16, 200_000, bytes(32)), *prefix_levels(quantiser.keyspace))
 
 
-def write_ome_tiff(path: Path, across: int) -> None:
+def write_ome_tiff(path: Path, across: int, compression: str | None = None) -> None:
     """Write a square planar OME-TIFF of across x across tiles, one tile in memory at a time."""
     tiles = tissue_tiles()
     order = (
@@ -149,6 +149,8 @@ def write_ome_tiff(path: Path, across: int) -> None:
         shape=(BANDS, across * SIDE, across * SIDE),
         dtype=np.uint16,
         tile=(SIDE, SIDE),
+        compression=compression,
+        predictor=compression is not None,
         bigtiff=True,
         ome=True,
         photometric="minisblack",
