@@ -3,13 +3,15 @@
 Read inside `with reading(engine) as session:`, change inside `with writing(engine) as session:`. Writers run one after
 another on both databases (SQLite: BEGIN IMMEDIATE; PostgreSQL: one advisory lock), so a check and the change that
 rests on it are one step, also between several aggregator processes. Keep such a block short: no network, no blobs.
+What a thousand sites may do at once is changed by `together`, which has a transaction for all that wait.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -23,11 +25,13 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from aggregator import audit_log
+from aggregator.group_commit import GroupCommit
 from aggregator.tables import Audit
 from cairn.errors import ConfigError, StorageFull, Unreachable
 
 _WRITES = "cairn_writes"
 _TURN = "cairn_turn"  # the lock that the writers of one process queue at
+_GROUP = "cairn_group"  # and where those wait who share a transaction
 _WRITER_LOCK = 0x636169726E  # "cairn"; the key of PostgreSQL's advisory lock that writers take
 _BUSY_MILLISECONDS = 30_000
 _DISK_FULL = "53100"  # PostgreSQL's SQLSTATE disk_full
@@ -57,7 +61,7 @@ def open_database(url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         address, pool_size=8, max_overflow=56, pool_pre_ping=kind == "postgresql", hide_parameters=True
     )
-    engine.update_execution_options(**{_TURN: threading.Lock()})
+    engine.update_execution_options(**{_TURN: threading.Lock(), _GROUP: GroupCommit()})
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     else:
@@ -134,6 +138,15 @@ def writing(engine: Engine) -> Iterator[Session]:
             yield session
     finally:
         turn.release()
+
+
+def together(engine: Engine, work: Callable[[Session], None]) -> None:
+    """Do a piece of work as in a `writing` block, in one transaction with what other threads have to write meanwhile.
+
+    Raises what the work raises, of which nothing is kept then; and what `writing` does.
+    """
+    group: GroupCommit = engine.get_execution_options()[_GROUP]
+    group.keep(partial(writing, engine), work)
 
 
 def audit(session: Session, at: datetime, actor: str, action: str, subject: str, **detail: Any) -> None:

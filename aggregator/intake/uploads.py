@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -159,7 +160,7 @@ class Uploads:
                     self._store.put_open(file, digest)
             else:
                 self._store.put(part, digest)
-            self._enter(plan, site, digest, size, receipt)
+            database.together(self._engine, partial(self._enter, plan, site, digest, size, receipt))
             shutil.rmtree(self._folder(plan, site), ignore_errors=True)
         self._counted(Entered(site, of.study, of.stage.stage, of.window, plan, size))
         return size
@@ -202,31 +203,30 @@ class Uploads:
         with storage_full("the aggregator cannot take the upload"):
             self._parts.append(part, data, size)
 
-    def _enter(self, plan: str, site: str, digest: str, size: int, receipt: bytes) -> None:
-        with database.writing(self._engine) as session:
-            # What was true when the file was checked may have changed since: the stage closed, the site revoked, or
-            # another process of this aggregator counted the same upload.
-            if _counted_already(session, plan, site, digest):
-                return
-            _check_open(session, plan)
-            member = session.get(tables.Member, site)
-            if member is None or member.state != "enrolled":
-                raise Revoked(f"the site {site} was revoked while it sent its tally, which is not counted")
-            if receipt:
-                self._masked.receipt(session, plan, site, digest, size, receipt)
-                return
-            progress = session.get(tables.Progress, (plan, site))
-            session.add(
-                tables.Upload(
-                    plan=plan,
-                    site=site,
-                    digest=digest,
-                    size=size,
-                    raw_bytes=progress.raw_bytes if progress else 0,
-                    committed_at=self._now(),
-                )
+    def _enter(self, plan: str, site: str, digest: str, size: int, receipt: bytes, session: Session) -> None:
+        # What was true when the file was checked may have changed since: the stage closed, the site revoked, or
+        # another process of this aggregator counted the same upload.
+        if _counted_already(session, plan, site, digest):
+            return
+        _check_open(session, plan)
+        member = session.get(tables.Member, site)
+        if member is None or member.state != "enrolled":
+            raise Revoked(f"the site {site} was revoked while it sent its tally, which is not counted")
+        if receipt:
+            self._masked.receipt(session, plan, site, digest, size, receipt)
+            return
+        progress = session.get(tables.Progress, (plan, site))
+        session.add(
+            tables.Upload(
+                plan=plan,
+                site=site,
+                digest=digest,
+                size=size,
+                raw_bytes=progress.raw_bytes if progress else 0,
+                committed_at=self._now(),
             )
-            database.audit(session, self._now(), f"site/{site}", "upload", plan, digest=digest, size=size)
+        )
+        database.audit(session, self._now(), f"site/{site}", "upload", plan, digest=digest, size=size)
 
     def _in_ledger(self, plan: str, site: str, digest: str) -> bool:
         with database.reading(self._engine) as session:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from aggregator import database, tables
 from aggregator.intake.tallies_service import plan_name
 from aggregator.study.board import Board
-from aggregator.study.reports import Report, Reports, no_plan, no_site
+from cairn.errors import NotEnrolled, UnknownPlan
 from cairn.rpc import caller
 from cairn.v1 import plans_pb2, plans_pb2_grpc
 
@@ -37,7 +37,6 @@ class PlansService(plans_pb2_grpc.PlansServicer):
         superlink_address: str = "",
     ) -> None:
         self._engine = engine
-        self._reports = Reports(engine)
         self._board = board
         self._now = now
         self._answered = answered
@@ -48,9 +47,13 @@ class PlansService(plans_pb2_grpc.PlansServicer):
     ) -> Iterator[plans_pb2.WatchResponse]:
         """Send the open plans now and whenever they change."""
         site = caller(context).identity.name
-        with database.writing(self._engine) as session:
+        version, now = plain_text(request.version, VERSION), self._now()
+
+        def note(session: Session) -> None:
             member = _member(session, site)
-            member.version, member.last_seen = plain_text(request.version, VERSION), self._now()
+            member.version, member.last_seen = version, now
+
+        database.together(self._engine, note)
         context.add_callback(self._board.wake)
         for offers in self._board.watch(site, context.is_active):
             response = plans_pb2.WatchResponse(superlink_address=self._superlink_address)
@@ -64,7 +67,8 @@ class PlansService(plans_pb2_grpc.PlansServicer):
         """Note that the site takes part in a plan or does not, and why."""
         site, plan = caller(context).identity.name, plan_name(request.fingerprint)
         reason = plain_text(request.reason, SENTENCE)
-        with database.writing(self._engine) as session:
+
+        def note(session: Session) -> None:
             _known(session, plan)
             before = session.get(tables.Answer, (plan, site))
             if before is None or (before.accepted, before.reason) != (request.accepted, reason):
@@ -72,6 +76,8 @@ class PlansService(plans_pb2_grpc.PlansServicer):
                 session.merge(tables.Answer(plan=plan, site=site, accepted=request.accepted, reason=reason, at=now))
                 action = "accept" if request.accepted else "refuse"
                 database.audit(session, now, f"site/{site}", action, plan, reason=reason)
+
+        database.together(self._engine, note)
         self._answered()
         return plans_pb2.AnswerResponse()
 
@@ -82,14 +88,28 @@ class PlansService(plans_pb2_grpc.PlansServicer):
         site = caller(context).identity.name
         plan = plan_name(request.fingerprint) if request.fingerprint else None
         problems = [text for text in (plain_text(p, SENTENCE) for p in request.problems) if text]
-        progress = {
-            "pixels_done": min(request.pixels_done, COUNT_LIMIT),
-            "pixels_total": min(request.pixels_total, COUNT_LIMIT),
-            "files_done": request.files_done,
-            "files_total": request.files_total,
-            "raw_bytes": min(request.raw_bytes, COUNT_LIMIT),
-        }
-        self._reports.note(Report(site, plan, problems[-PROBLEMS:], progress, self._now()))
+        now = self._now()
+
+        def note(session: Session) -> None:
+            member = _member(session, site)
+            member.last_seen, member.working_fingerprint = now, plan
+            member.problems = problems[-PROBLEMS:]
+            if plan is not None:
+                _known(session, plan)
+                session.merge(
+                    tables.Progress(
+                        plan=plan,
+                        site=site,
+                        pixels_done=min(request.pixels_done, COUNT_LIMIT),
+                        pixels_total=min(request.pixels_total, COUNT_LIMIT),
+                        files_done=request.files_done,
+                        files_total=request.files_total,
+                        raw_bytes=min(request.raw_bytes, COUNT_LIMIT),
+                        at=now,
+                    )
+                )
+
+        database.together(self._engine, note)
         return plans_pb2.ReportResponse()
 
 
@@ -106,10 +126,10 @@ def _visible(characters: Iterable[str]) -> str:
 def _member(session: Session, site: str) -> tables.Member:
     member = session.get(tables.Member, site)
     if member is None:
-        raise no_site(site)
+        raise NotEnrolled(f"there is no site {site} in this federation; enrol first")
     return member
 
 
 def _known(session: Session, plan: str) -> None:
     if session.get(tables.Plan, plan) is None:
-        raise no_plan(plan)
+        raise UnknownPlan(f"no plan {plan[:12]} was published here; ask for the open plans again")
