@@ -17,9 +17,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,10 @@ from scipy import ndimage
 
 from benchmarks import ingest
 from cairn import kernels
-from cairn.images import ImageSource, RawLayout, Tile, find_images, open_image
+from cairn.images import Image, ImageSource, RawLayout, Tile, find_images, open_image
 from cairn.plan import CountsPlan
 from edge_node.counting import Counter
+from edge_node.reading import Reads
 
 ACROSS = int(os.environ.get("CAIRN_READING_SIZE", "4"))  # tiles of an image's side
 CORES = os.cpu_count() or 1
@@ -50,28 +52,34 @@ class Form:
     stage: CountsPlan
     raw: RawLayout = LAYOUT
 
-    def read(self, readers: int) -> Iterator[Tile]:
-        """Read all tiles by so many threads."""
-        for source in self.sources:
+    def read(self, readers: int) -> Iterator[Iterator[Tile]]:
+        """Read image by image, by so many threads."""
+
+        @contextmanager
+        def one(source: ImageSource) -> Iterator[tuple[Image, Iterator[Tile]]]:
             with (
                 open_image(source, raw=self.raw, decoders=readers) as image,
                 closing(image.tiles(self.bands, readers=readers)) as tiles,
             ):
-                yield from tiles
+                yield image, tiles
+
+        with open_image(self.sources[0], raw=self.raw) as image:
+            expected = image.tile_count(self.bands)
+        with closing(Reads(self.sources, one)) as reads:
+            for number in range(len(self.sources)):
+                with reads.image(number, expected) as (_, tiles):
+                    yield tiles
 
     def read_all(self, readers: int) -> None:
         """Read all tiles and let them go."""
-        for _ in self.read(readers):
-            pass
+        for tiles in self.read(readers):
+            for _ in tiles:
+                pass
 
     def count(self, counter: Counter, readers: int) -> None:
-        """Count all images, one after another."""
-        for source in self.sources:
-            with (
-                counter.image(),
-                open_image(source, raw=self.raw, decoders=readers) as image,
-                closing(image.tiles(self.bands, readers=readers)) as tiles,
-            ):
+        """Count all images as a site does."""
+        for tiles in self.read(readers):
+            with counter.image():
                 counter.add(tiles)
 
 
@@ -126,7 +134,7 @@ def stained(side: int, seed: int = 0) -> Any:
 def measured(form: Form) -> Iterator[dict[str, Any]]:
     """Let all ways take turns."""
     numba = kernels.load("numba")
-    tiles = list(form.read(CORES))
+    tiles = list(chain.from_iterable(form.read(CORES)))
     megabytes = sum(tile.values.nbytes for tile in tiles) / 1e6
     ways: dict[tuple[str, int], Callable[[], None]] = {}
     for n in sorted({1, 2, CORES}):

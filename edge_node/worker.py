@@ -1,11 +1,11 @@
 """One plan over the site's images: which files, each read tile by tile and counted, kept or undone as a whole.
 
 An image that cannot be counted becomes a problem for a person and leaves nothing behind in the tables; the rest goes
-on. Reading runs in threads of its own, a few tiles ahead of the counting.
+on. Reading runs in threads of its own, a few tiles ahead of the counting, and at an image's end in the next one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -34,6 +34,7 @@ from edge_node.fitness import (
 from edge_node.labelling import label_images
 from edge_node.privacy.patients import NOBODYS, patient_of
 from edge_node.privacy.units import UnitCounter
+from edge_node.reading import Reads
 from edge_node.settings import Images, SiteSettings
 from edge_node.status import Board, Problem, Work, for_aggregator
 from edge_node.windows import Frozen, Stamp, Windows
@@ -136,15 +137,19 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
         counter = Counter(stage, kernels, job.settings.threads, terms)
     else:
         counter = UnitCounter(stage, kernels, terms, job.seed)
-    for _, images in groupby(sorted(wanted, key=_unit) if terms else wanted, _unit):
-        with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
-            for one in images:
-                try:
-                    despite_a_lost_gpu(partial(count_image, job, one, counter))
-                except Unfit as unfit:
-                    problems.append(unfit.problem)
-                    board.problems(plan.study, problems)
-                board.advance(0, files=1)
+    if terms:
+        wanted = sorted(wanted, key=lambda one: one.unit)
+    with closing(Reads(wanted, partial(read, job))) as reads:
+        for _, images in groupby(enumerate(wanted), lambda numbered: numbered[1].unit):
+            with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
+                for number, one in images:
+                    try:
+                        reading = partial(reads.image, number, one.tiles)
+                        despite_a_lost_gpu(partial(count_image, job, one, counter, reading))
+                    except Unfit as unfit:
+                        problems.append(unfit.problem)
+                        board.problems(plan.study, problems)
+                    board.advance(0, files=1)
     return Tally(job.fingerprint, counter.tables()), problems
 
 
@@ -188,10 +193,6 @@ def begin(job: Job, files: Sequence[File], by: Survey = survey) -> tuple[Work, l
     return work, wanted, problems
 
 
-def _unit(one: Wanted) -> str:
-    return one.unit
-
-
 def unit_of(job: Job, source: ImageSource) -> str:
     """Say of which unit an image is: itself, or its patient. Raises Unfit when the patient cannot be told."""
     terms = job.plan.privacy
@@ -203,17 +204,31 @@ def unit_of(job: Job, source: ImageSource) -> str:
     return patient
 
 
-def count_image(job: Job, one: Wanted, counter: Counter | UnitCounter) -> None:
-    """Count one image wholly or not at all. Raises Unfit, GivenUp, DeviceError; StorageFull for its labels."""
-    before = job.board.pixels_done()
+@contextmanager
+def read(job: Job, one: Wanted) -> Iterator[tuple[Image, Iterator[Tile]]]:
+    """Open an image that is as it was; its tiles are read ahead. Raises Unfit."""
     assert job.kernels is not None  # who has this process count gives them
     readers = readers_of(job.kernels, job.settings.threads)
+    check_unchanged(one.source, one.stamp)
+    with (
+        opened(one.source, job.settings.images, max(DECODERS, readers)) as image,
+        closing(image.tiles(job.levels.bands, readers=readers)) as tiles,
+    ):
+        yield image, tiles
+
+
+def count_image(
+    job: Job,
+    one: Wanted,
+    counter: Counter | UnitCounter,
+    reading: Callable[[], AbstractContextManager[tuple[Image, Iterator[Tile]]]],
+) -> None:
+    """Count one image wholly or not at all. Raises Unfit, GivenUp, DeviceError; StorageFull for its labels."""
+    before = job.board.pixels_done()
     try:
-        check_unchanged(one.source, one.stamp)
         with (
             counter.image(one.source.id) if isinstance(counter, UnitCounter) else counter.image(),
-            opened(one.source, job.settings.images, max(DECODERS, readers)) as image,
-            closing(image.tiles(job.levels.bands, readers=readers)) as tiles,
+            reading() as (image, tiles),
             labelled(job, one.source, image) as take_labels,
         ):
             add_tiles(one, watched(job, tiles), counter, take_labels)
