@@ -104,23 +104,28 @@ class Learner:
         """Sentences on what was asked for and this machine cannot do."""
         return tuple(filter(None, (self._remark, self._forward.remark)))
 
-    def q_values(self, states: npt.NDArray[np.uint8], task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def q_values(self, states: npt.NDArray[np.uint8] | Tensor, task: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return Q of the policy network; float32[n, actions] of uint8[n, history, *box] and int64[n]."""
         with torch.inference_mode():
             q: npt.NDArray[np.float32] = self.online(self._tensor(states), self._tensor(task)).cpu().numpy()
         return q
 
     def act(
-        self, states: npt.NDArray[np.uint8], task: npt.NDArray[np.int64], epsilon: float, rng: np.random.Generator
+        self,
+        states: npt.NDArray[np.uint8] | Tensor,
+        task: npt.NDArray[np.int64],
+        epsilon: float,
+        rng: np.random.Generator,
     ) -> npt.NDArray[np.uint8]:
         """Choose actions ε-greedily: with probability ε any, else the one of highest Q; uint8[n].
 
-        Only those that do not explore are asked of the network.
+        States may lie on the device already. Only those that do not explore are asked of the network.
         """
         actions = rng.integers(self.online.actions, size=len(states), dtype=np.uint8)
         greedy = np.flatnonzero(rng.random(len(states)) >= epsilon)
         if len(greedy):
-            actions[greedy] = self.q_values(states[greedy], task[greedy]).argmax(1)
+            rows = self._tensor(greedy) if isinstance(states, Tensor) else greedy
+            actions[greedy] = self.q_values(states[rows], task[greedy]).argmax(1)
         return actions
 
     def update(self, batch: Batch, part: Part | None = None) -> Update:
@@ -297,5 +302,5 @@ class Learner:
     def _step_number(self, steps: int) -> Tensor:
         return torch.tensor(float(steps), device=self._device)
 
-    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+    def _tensor(self, array: npt.NDArray[np.generic] | Tensor) -> Tensor:
         return on_device(array, self._device)

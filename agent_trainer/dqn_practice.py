@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.config import DqnConfig, read_config
 from agent_trainer.craft import transfer
 from agent_trainer.craft.augmentation import Augmentation, augment_pixels
+from agent_trainer.device_sight import placed
 from agent_trainer.dqn import Batch, Learner, Update, dealt
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
 from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
+from agent_trainer.scenes.crops import Crops
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
+from agent_trainer.sight import Sight
 from agent_trainer.together import Together
 from cairn.errors import CairnError
 
@@ -70,7 +74,13 @@ class DqnPractice:
         several = min(processes, config.batch) > 1
         place = seed, device, folder, config.batch, processes
         self._together = Together(self.learner, "dqn", config, *place) if several else None
-        self._searches = Searches(scenes.train, config, self._rng)
+        self._remark = ""  # on where the agents see
+
+        def sight(crops: Crops, channels: int, shape: tuple[int, ...]) -> Sight:
+            found, self._remark = placed(crops, channels, shape, torch.device(device))
+            return found
+
+        self._searches = Searches(scenes.train, config, self._rng, place=sight)
         shape = (self._searches.channels, *config.state_shape[1:])
         self.replay = Replay(config.capacity, shape, config, rng=self._rng, folder=folder)
         self._agents = np.arange(config.envs)
@@ -88,7 +98,7 @@ class DqnPractice:
     @property
     def problems(self) -> tuple[str, ...]:
         """Sentences on the scenes that cannot be used, and on what this machine cannot do."""
-        return (*self.scenes.problems, *self.learner.remarks)
+        return (*self.scenes.problems, *self.learner.remarks, *filter(None, [self._remark]))
 
     def weights(self) -> Weights:
         """Copy the policy network's weights."""
@@ -143,7 +153,7 @@ class DqnPractice:
     def _act(self, sums: Sums) -> None:
         searches, agents = self._searches, self._agents
         tasks = searches.tasks
-        actions = self.learner.act(searches.states(), tasks, self.config.epsilon(self._steps), self._rng)
+        actions = self.learner.act(searches.seen, tasks, self.config.epsilon(self._steps), self._rng)
         step = searches.step(actions)
         discount = np.where(step.done, np.float32(0), np.float32(self.config.gamma))
         reward = step.reward / np.float32(self.config.reward_unit_mm)

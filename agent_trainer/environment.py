@@ -4,7 +4,7 @@ Paper 1, §II.A: the state is the last crops round the agent, an action moves it
 decrease of its Euclidean distance to the landmark, in mm. Steps go from coarse to fine (Alansary et al. 2019, §2.2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from agent_trainer.config import DqnConfig
 from agent_trainer.scenes.crops import Crops
 from agent_trainer.scenes.scene import Pixels, Scene
+from agent_trainer.sight import HostSight, Sight
 from cairn.errors import ConfigError, ImageError
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -48,11 +49,18 @@ class Searches:
     scenes  of one number of axes and of channels
     rng     draws the starts
     in_use  whether searches are for real (or measured), and not to learn
+    place   keeps what agents see elsewhere than in memory: (crops, channels of a crop, shape of a history) -> Sight
     Raises ConfigError for a scene whose task is not among the run's, ImageError for scenes that do not go together.
     """
 
     def __init__(
-        self, scenes: Sequence[Scene], config: DqnConfig, rng: np.random.Generator, *, in_use: bool = False
+        self,
+        scenes: Sequence[Scene],
+        config: DqnConfig,
+        rng: np.random.Generator,
+        *,
+        in_use: bool = False,
+        place: Callable[[Crops, int, tuple[int, ...]], Sight] = HostSight,
     ) -> None:
         kinds = {(scene.axes, scene.image.shape[0]) for scene in scenes}
         if len(kinds) != 1:
@@ -67,7 +75,8 @@ class Searches:
                 f"and 1 channel or {config.history}"
             )
         self.rng, self._config, self._in_use = rng, config, in_use
-        self._crops = Crops([scene.image for scene in scenes], config.box, config.scales)
+        crops = Crops([scene.image for scene in scenes], config.box, config.scales)
+        self._sight = place(crops, self.channels, config.state_shape)
         self._size: Ints = np.array([scene.size for scene in scenes], np.int64)
         self._spacing: Floats = np.array([scene.spacing_mm for scene in scenes])
         nowhere = np.full(self.axes, np.nan)
@@ -84,7 +93,7 @@ class Searches:
         self._level: Ints = np.zeros(agents, np.int64)
         self._steps: Ints = np.zeros(agents, np.int64)
         self._ended: Flags = np.ones(agents, bool)
-        self._states: Pixels = np.zeros((agents, *self._config.state_shape), np.uint8)
+        self._sight.blank(agents)
 
     @property
     def actions(self) -> int:
@@ -118,14 +127,19 @@ class Searches:
 
     def frames(self) -> Pixels:
         """Return the newest crop of each agent, uint8[n, channels, (box,) box, box]."""
-        return self._states[:, -self.channels :].copy()
+        return self._sight.frames()
 
     def states(self, agents: Ints | None = None) -> Pixels:
         """Return what agents see, uint8[k, history, …]: the last crops, oldest first, or the channels of one crop.
 
         An episode's first crop fills the whole history.
         """
-        return self._states.copy() if agents is None else self._states[agents]
+        return self._sight.states(agents)
+
+    @property
+    def seen(self) -> Any:
+        """The states of all, where they lie: an array, or a tensor on a GPU; of now only, and not to be changed."""
+        return self._sight.seen
 
     def reset(self, which: Ints, starts_px: Ints | None = None, agents: Ints | None = None) -> Pixels:
         """Begin new searches; returns their first crops, uint8[k, channels, …].
@@ -146,9 +160,7 @@ class Searches:
         self._which[agents], self._positions[agents] = which, starts_px
         self._level[agents] = self._steps[agents] = 0
         self._ended[agents] = False
-        frames = self._crops.at(which, self._level[agents], starts_px)
-        self._states[agents] = frames  # a single channel is repeated
-        return frames
+        return self._sight.begin(agents, which, self._level[agents], starts_px)
 
     def _draw(self, last: Ints) -> Ints:
         low = np.floor(last * self._config.start_margin).astype(np.int64)
@@ -209,11 +221,7 @@ class Searches:
 
     def _look(self, agents: Ints) -> None:
         """Take the new crops of some agents and push them into their histories."""
-        frames = self._crops.at(self._which[agents], self._level[agents], self._positions[agents])
-        if self.channels > 1:
-            self._states[agents] = frames
-        else:
-            self._states[agents] = np.concatenate([self._states[agents, 1:], frames], axis=1)
+        self._sight.look(agents, self._which[agents], self._level[agents], self._positions[agents])
 
     def _distances(self, which: Ints, positions: Ints) -> Floats:
         away = (positions - self._landmark[which]) * self._spacing[which]

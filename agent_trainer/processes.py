@@ -71,7 +71,10 @@ class Group:
 
     def add_up(self, tensor: Tensor) -> None:
         """Make a tensor the sum of all processes', in place. Raises TrainingError, as all below, when one has ended."""
-        self._wait(lambda: self._group.allreduce([tensor]))
+        carried = tensor.to(self.carrier)
+        self._wait(lambda: self._group.allreduce([carried]))
+        if carried is not tensor:
+            tensor.copy_(carried)
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Copy the first process's tensors over everybody's."""

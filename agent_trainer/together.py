@@ -4,6 +4,7 @@
 it, and it ends with the first process.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,11 +132,10 @@ class Together:
         dealt = shares(len(tensors[0]), self._processes)
         kinds = [(str(tensor.dtype).removeprefix("torch."), tensor.shape[1:]) for tensor in tensors]
         self._helpers.tell({"do": "step", "shares": dealt, "kinds": kinds})
-        parts = [tensor.split(dealt) for tensor in tensors]
+        parts = list(zip(*(tensor.split(dealt) for tensor in tensors), strict=True))
         for to in range(1, len(dealt)):
-            for part in parts:
-                group.send(part[to], to)
-        return [part[0] for part in parts], _part(group, dealt)
+            group.send(_packed([part.to(group.carrier) for part in parts[to]]), to)
+        return list(parts[0]), _part(group, dealt)
 
     def _close(self) -> None:
         if self._helpers is not None:
@@ -150,6 +150,20 @@ def shares(rows: int, processes: int) -> list[int]:
 
 def _part(group: Group, dealt: Sequence[int]) -> Part:
     return Part(sum(dealt[: group.rank]), dealt[group.rank], sum(dealt), group.add_up)
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Put tensors into one, uint8[bytes]: many small messages take longer than a large one."""
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+
+
+def _received(group: Group, rows: int, kinds: Sequence[tuple[str, Sequence[int]]]) -> list[Tensor]:
+    dtypes = [getattr(torch, dtype) for dtype, _ in kinds]
+    shapes = [(rows, *shape) for _, shape in kinds]
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in zip(dtypes, shapes, strict=True)]
+    pieces = group.receive((sum(sizes),), torch.uint8).split(sizes)
+    # A copy begins where numbers of its type may begin.
+    return [p.clone().view(dtype).view(shape) for p, dtype, shape in zip(pieces, dtypes, shapes, strict=True)]
 
 
 def main() -> None:
@@ -168,7 +182,7 @@ def main() -> None:
             group.spread(learner.shared())
             continue
         part = _part(group, order["shares"])
-        rows = [group.receive((part.rows, *shape), getattr(torch, dtype)) for dtype, shape in order["kinds"]]
+        rows = _received(group, part.rows, order["kinds"])
         with suppress(Diverged):  # which the first process says
             learner.learn_part(rows, part)
 

@@ -8,7 +8,8 @@
 # profile   what limits each kernel: ncu's tables as text (two minutes)
 # WHEELS    a folder of wheels for what a machine without network lacks; at least cryptography, cffi, pycparser, and for
 #           pixels and files pydantic, pydantic-core, annotated-types, typing-inspection, pydantic-settings,
-#           python-dotenv, structlog, zstandard, imagecodecs, for training monai too; all for that machine's Python
+#           python-dotenv, structlog, zstandard, imagecodecs, for training monai, safetensors, scipy, tifffile,
+#           pillow, nibabel and psutil too; all for that machine's Python
 # CAIRN_GPU_SCALE=1e-3 makes the figures' sizes smaller, to try the script out.
 set -eu
 cd "$(dirname "$0")/.."
@@ -33,7 +34,8 @@ for part in "$@"; do
     figures) timeout 540 "$python" -m benchmarks gpu || failed=1 ;;
     training)
         timeout 240 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \
-            tests/agent_trainer/test_precision.py tests/agent_trainer/test_dqn.py \
+            --continue-on-collection-errors tests/agent_trainer/test_precision.py tests/agent_trainer/test_dqn.py \
+            tests/agent_trainer/test_device_sight.py tests/agent_trainer/test_dqn_practice.py \
             tests/agent_trainer/segmentation/test_together.py tests/agent_trainer/test_together.py || failed=1
         timeout 300 "$python" -m benchmarks train_gpu || failed=1 ;;
     profile)

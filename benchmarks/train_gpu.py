@@ -1,23 +1,27 @@
-"""Updates a second of the four learners: float32, mixed precision, compiled; on a GPU at the papers' sizes.
+"""Updates a second of the four learners: float32, mixed, compiled, by several processes; on a GPU at the papers' sizes.
 
     python -m benchmarks train_gpu
 
 On a GPU a second is one of the clock, and what is compiled comes last, while there is time: all of it takes about four
 minutes. Without one the sizes are small, nothing is mixed, and a second is one of the processor's. A learner gets one
 batch again and again: what reads and changes images is left out, and on a CPU the Q of a DQN's target network, which is
-remembered; but for `dqn/training`, which acts, keeps and learns.
+remembered; but for `dqn/training`, which acts, keeps and learns, on a GPU with crops cut there and on the CPU.
+`processes` are one a GPU, or two that share what there is; their ratio is over one process, in seconds of the clock.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from agent_trainer import device_sight
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_learner import Learner as ApgaLearner
 from agent_trainer.attention_config import AttentionConfig
@@ -55,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {  # for a CPU; a GPU gets the papers' own nu
 }
 IMAGE = 1000  # pixels a side, of attention's
 SECONDS, WARM = 3.0, 3  # of each measurement; updates before it
-LATEST = 150.0  # seconds after the start at which nothing more is compiled
+LATEST = 200.0  # seconds after the start at which nothing more is compiled
 
 
 def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
@@ -111,38 +115,49 @@ def run(
     processes: int | None = None,
 ) -> Iterator[Line]:
     """Measure each learner in each way, `ratio` over its own float32; by several processes, None: one a GPU, or two."""
-    gpu, began = torch.cuda.is_available(), time.monotonic()
+    gpu, ends = torch.cuda.is_available(), time.monotonic() + LATEST
     if not gpu:
         torch.set_num_threads(1)
     device, own = ("cuda", {}) if gpu else ("cpu", SMALL)
-    card = torch.cuda.get_device_name() if gpu else "cpu"
     plain: dict[str, float] = {}
     wanted = ways or (ON_GPU if gpu else ON_CPU)
-    for way in sorted(wanted, key=lambda way: "compiled" in way):
+    uncompiled, compiled = ([way for way in wanted if ("compiled" in way) is so] for so in (False, True))
+    for way in uncompiled:
         for name in learners:
-            if "compiled" in way and gpu and time.monotonic() - began > LATEST:
-                continue
-            line: Line = {"name": f"train_gpu/{name}/{way}"}
-            first = time.monotonic()
-            try:
-                made, step, _ = MAKERS[name](device, {**own.get(name, {}), **WAYS[way]})
-                for _ in range(WARM):
-                    step()
-                warmed = time.monotonic() - first
-                rate, peak = measured(step, seconds, gpu=gpu)
-            except Exception as error:  # noqa: BLE001 - one learner's fault is not to cost a lent card's other figures
-                yield line | {"failed": f"{type(error).__name__}: {error}"[:300]}
-                continue
-            plain.setdefault(name, rate)
-            also = {"ratio": rate / plain[name], "against": wanted[0], "on": card, "first_s": round(warmed, 1)}
-            line |= {"value": rate, "unit": "updates/s", **also}
-            yield line | ({"peak_gb": peak} if gpu else {}) | ({"said": made.remarks} if made.remarks else {})
-            del made, step
+            yield from guarded(name, learning(name, way, device, own.get(name, {}), seconds, plain, wanted[0]))
     if "dqn" in learners:
-        yield from training(device, own.get("dqn", {}), seconds, gpu=gpu)
+        yield from guarded("dqn/training", training(device, own.get("dqn", {}), seconds, gpu=gpu))
     count = processes or max(2, torch.cuda.device_count())
     for name in learners if count > 1 else ():
-        yield from shared_out(name, device, own.get(name, {}), count, seconds)
+        yield from guarded(f"{name}/processes", shared_out(name, device, own.get(name, {}), count, seconds))
+    for way in compiled:
+        for name in learners:
+            if not gpu or time.monotonic() < ends:
+                yield from guarded(name, learning(name, way, device, own.get(name, {}), seconds, plain, wanted[0]))
+
+
+def guarded(what: str, lines: Iterator[Line]) -> Iterator[Line]:
+    """Say an error as a line: one learner's is not to cost a lent card's other figures."""
+    try:
+        yield from lines
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        yield {"name": f"train_gpu/{what}", "failed": f"{type(error).__name__}: {error}"[:300]}
+
+
+def learning(
+    name: str, way: str, device: str, settings: dict[str, Any], seconds: float, plain: dict[str, float], against: str
+) -> Iterator[Line]:
+    """Measure one learner in one way; `plain` keeps each one's first rate."""
+    gpu, first = device == "cuda", time.monotonic()
+    made, step, _ = MAKERS[name](device, {**settings, **WAYS[way]})
+    for _ in range(WARM):
+        step()
+    warmed = time.monotonic() - first
+    rate, peak = measured(step, seconds, gpu=gpu)
+    card = torch.cuda.get_device_name() if gpu else "cpu"
+    also = {"ratio": rate / plain.setdefault(name, rate), "against": against, "on": card, "first_s": round(warmed, 1)}
+    line: Line = {"name": f"train_gpu/{name}/{way}", "value": rate, "unit": "updates/s", **also}
+    yield line | ({"peak_gb": peak} if gpu else {}) | ({"said": made.remarks} if made.remarks else {})
 
 
 def shared_out(name: str, device: str, settings: dict[str, Any], count: int, seconds: float) -> Iterator[Line]:
@@ -168,16 +183,18 @@ def shared_out(name: str, device: str, settings: dict[str, Any], count: int, sec
 def training(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool) -> Iterator[Line]:
     """Measure a DQN's whole loop with few and many agents at once, eight of their steps an update."""
     scenes = generated_scenes(Generated(tasks=("heart",), images=20), 2)
-    for envs in (32, 256):
+    seen = {"": device_sight.SHARE} | ({"_crops_on_the_cpu": 0.0} if gpu else {})
+    for envs, (where, share) in product((32, 256), seen.items()):
         more = {"tasks": ("heart",), "envs": envs, "steps_per_update": 8.0, "warm_up": 4096, "capacity": 20_000}
         config = DqnConfig(**{**settings, **more})
         with tempfile.TemporaryDirectory() as folder:
-            practice = DqnPractice(Scenes(tuple(scenes), ()), config, 0, device, Path(folder))
+            with patch.object(device_sight, "SHARE", share):
+                practice = DqnPractice(Scenes(tuple(scenes), ()), config, 0, device, Path(folder))
             updates = envs // 8
             for _ in practice.train(updates):
                 pass
             rate, _ = measured(lambda: [None for _ in practice.train(updates)], seconds, gpu=gpu)  # noqa: B023
-        yield {"name": f"train_gpu/dqn/training/{envs}_agents", "value": rate * envs, "unit": "steps/s"}
+        yield {"name": f"train_gpu/dqn/training/{envs}_agents{where}", "value": rate * envs, "unit": "steps/s"}
 
 
 def measured(step: Step, seconds: float, *, gpu: bool, clock: Callable[[], float] | None = None) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn_practice import DqnPractice
@@ -42,3 +43,12 @@ def test_another_run_of_the_same_name_or_a_broken_state_begins_anew(tmp_path: Pa
     assert (other._steps, other.learner.updates) == (0, 0)
     (tmp_path / "learner.pt").write_bytes(b"\x00" * 64)
     assert practice(tmp_path)._steps == 0
+
+
+@pytest.mark.gpu
+def test_agents_on_a_gpu_see_there(tmp_path: Path) -> None:
+    made = DqnPractice(SCENES, CONFIG, 0, "cuda", tmp_path)
+    *_, done = made.train(3)
+    assert done.numbers()["updates"] == 3
+    assert made._searches.seen.device.type == "cuda"
+    assert made.problems == ()
