@@ -36,7 +36,7 @@ locked: $(VENV)/bin/python
 # Writes the hashes of all that constraints.txt names; needs a package index.
 lock: $(VENV)/.installed-dev
 	$(PIP) uv
-	$(VENV)/bin/uv pip compile -q pyproject.toml --extra dev --extra bench --extra gpu --extra deploy -c constraints.txt \
+	$(VENV)/bin/uv pip compile -q pyproject.toml --extra dev --extra bench --extra gpu-images --extra deploy -c constraints.txt \
 	  --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o deploy/requirements.txt
 
 # Known vulnerabilities of what is installed; needs a network, and fails where a package could not be looked up.

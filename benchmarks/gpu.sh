@@ -9,7 +9,8 @@
 # WHEELS    a folder of wheels for what a machine without network lacks; at least cryptography, cffi, pycparser, and for
 #           pixels and files pydantic, pydantic-core, annotated-types, typing-inspection, pydantic-settings,
 #           python-dotenv, structlog, zstandard, imagecodecs, for training monai, safetensors, scipy, tifffile,
-#           pillow, nibabel and psutil too; all for that machine's Python
+#           pillow, nibabel and psutil too, for JPEG 2000 on the card nvidia-nvimgcodec-cu13 and nvidia-nvjpeg2k-cu13;
+#           all for that machine's Python
 # CAIRN_GPU_SCALE=1e-3 makes the figures' sizes smaller, to try the script out.
 set -eu
 cd "$(dirname "$0")/.."
@@ -30,7 +31,8 @@ for part in "$@"; do
     case $part in
     tests)
         timeout 540 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \
-            tests/cairn/test_kernels_cuda.py tests/cairn/test_device.py || failed=1 ;;
+            tests/cairn/test_kernels_cuda.py tests/cairn/test_device.py tests/cairn/images/test_gpu_decoding.py \
+            || failed=1 ;;
     figures) timeout 540 "$python" -m benchmarks gpu || failed=1 ;;
     training)
         timeout 240 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \

@@ -215,6 +215,28 @@ def file() -> Iterator[Line]:
             taken = clock_seconds(count)
             line = {"name": f"gpu/file/{backend}", "value": path.stat().st_size / taken / 1e6, "unit": "MB/s"}
             yield line | {"ratio": alone / taken, "against": f"reader alone, {alone:.3g} s"}
+    yield jpeg2000()
+
+
+def jpeg2000() -> Line:
+    """Decode slices of JPEG 2000 without loss by nvImageCodec, where it is installed, beside one thread of the CPU."""
+    import imagecodecs  # noqa: PLC0415
+
+    from benchmarks import ingest  # noqa: PLC0415
+    from cairn.images.gpu_decoding import gpu_decoder  # noqa: PLC0415
+
+    line: Line = {"name": "gpu/file/jpeg2000", "value": 0.0, "unit": "MB/s", "against": "nvImageCodec is not installed"}
+    decode, slices = gpu_decoder(), ingest.tissue_tiles()[0]
+    if decode is None:
+        return line
+    encode = partial(imagecodecs.jpeg2k_encode, level=0, reversible=True, codecformat="j2k", bitspersample=12)
+    stored = [bytes(encode(one)) for one in slices]
+    plain = clock_seconds(lambda: [imagecodecs.jpeg2k_decode(data) for data in stored])
+    taken = clock_seconds(
+        lambda: [decode(data, one.dtype, 12, one.copy) for data, one in zip(stored, slices, strict=True)]
+    )
+    line |= {"value": slices.nbytes / taken / 1e6, "ratio": plain / taken, "against": f"one thread, {plain:.3g} s"}
+    return line | {"believed": decode.verdicts[12, False]}
 
 
 def recovery() -> Iterator[Line]:

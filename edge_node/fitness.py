@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from cairn.errors import ImageError, PlanError
 from cairn.images import DECODERS, Image, ImageSource, Tile, find_images, open_image
+from cairn.images.gpu_decoding import GpuDecoder
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
 from cairn.plan import MomentsPlan, PixelStage, Plan, RangesPlan, RunStage
@@ -66,10 +67,12 @@ def lacking(plan: Plan, images: Images) -> str | None:
 
 
 @contextmanager
-def opened(source: ImageSource, images: Images, decoders: int = DECODERS) -> Iterator[Image]:
+def opened(
+    source: ImageSource, images: Images, decoders: int = DECODERS, gpu: GpuDecoder | None = None
+) -> Iterator[Image]:
     """Open an image by the site's settings. Raises Unfit for whatever fails with it inside the block."""
     try:
-        with open_image(source, images.bands, images.raw.layout() if images.raw else None, decoders) as image:
+        with open_image(source, images.bands, images.raw.layout() if images.raw else None, decoders, gpu) as image:
             yield image
     except ImageError as error:
         raise Unfit(UNREADABLE, str(error)) from error

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from cairn.errors import ImageError, PlanError
 from cairn.images import DECODERS, Image, ImageSource, Tile, find_images
+from cairn.images.gpu_decoding import GpuDecoder, gpu_decoder
 from cairn.kernels import Kernels
 from cairn.pixels import PixelLevels
 from cairn.plan import CodebookPlan, MomentsPlan, Plan
@@ -139,7 +140,8 @@ def count_files(job: Job, files: Sequence[File]) -> tuple[Tally, list[Problem]]:
         counter = UnitCounter(stage, kernels, terms, job.seed)
     if terms:
         wanted = sorted(wanted, key=lambda one: one.unit)
-    with closing(Reads(wanted, partial(read, job))) as reads:
+    gpu = gpu_decoder() if kernels.name == "cupy" else None
+    with closing(Reads(wanted, partial(read, job, gpu))) as reads:
         for _, images in groupby(enumerate(wanted), lambda numbered: numbered[1].unit):
             with counter.unit() if isinstance(counter, UnitCounter) else nullcontext():
                 for number, one in images:
@@ -205,13 +207,13 @@ def unit_of(job: Job, source: ImageSource) -> str:
 
 
 @contextmanager
-def read(job: Job, one: Wanted) -> Iterator[tuple[Image, Iterator[Tile]]]:
+def read(job: Job, gpu: GpuDecoder | None, one: Wanted) -> Iterator[tuple[Image, Iterator[Tile]]]:
     """Open an image that is as it was; its tiles are read ahead. Raises Unfit."""
     assert job.kernels is not None  # who has this process count gives them
     readers = readers_of(job.kernels, job.settings.threads)
     check_unchanged(one.source, one.stamp)
     with (
-        opened(one.source, job.settings.images, max(DECODERS, readers)) as image,
+        opened(one.source, job.settings.images, max(DECODERS, readers), gpu) as image,
         closing(image.tiles(job.levels.bands, readers=readers)) as tiles,
     ):
         yield image, tiles

@@ -16,6 +16,7 @@ from typing import cast
 
 from cairn.errors import ImageError
 from cairn.images.find import find_image, find_images
+from cairn.images.gpu_decoding import GpuDecoder
 from cairn.images.image import DECODERS, BandMapping, Image, Opening, RawLayout, Tile
 from cairn.images.reading import explained
 from cairn.images.source import ImageSource
@@ -49,13 +50,18 @@ OPENERS = {
 
 @contextmanager
 def open_image(
-    source: ImageSource, bands: BandMapping | None = None, raw: RawLayout | None = None, decoders: int = DECODERS
+    source: ImageSource,
+    bands: BandMapping | None = None,
+    raw: RawLayout | None = None,
+    decoders: int = DECODERS,
+    gpu: GpuDecoder | None = None,
 ) -> Iterator[Image]:
     """Open an image for as long as the context lasts.
 
     bands     wanted name -> name (or index from 0) in this site's files, for names that differ; None or {} maps nothing
     raw       shape of files without a header, default AstroPath's
     decoders  threads that decode the parts of an image
+    gpu       decodes what it gives the same values of as the CPU
     Raises ImageError.
     """
     if source.format not in OPENERS:
@@ -68,5 +74,5 @@ def open_image(
     opener = cast(
         Callable[[ImageSource, Opening], AbstractContextManager[Image]], getattr(import_module(module), function)
     )
-    with opener(source, Opening(raw or RawLayout(), decoders)) as image:
+    with opener(source, Opening(raw or RawLayout(), decoders, gpu)) as image:
         yield replace(image, mapping=dict(bands or {}))

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from cairn.errors import ImageError
 from cairn.images.ahead import ahead
+from cairn.images.gpu_decoding import GpuDecoder
 from cairn.images.reading import explained, listed, read_into, unpacking
 
 Values: TypeAlias = npt.NDArray[Any]
@@ -65,10 +66,12 @@ class Opening:
     """What a reader is told beside the files.
 
     decoders  threads that decode the parts of an image, however many tiles are read at once
+    gpu       decodes what it gives the same values of as the CPU
     """
 
     raw: RawLayout = RawLayout()
     decoders: int = DECODERS
+    gpu: GpuDecoder | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from distributed import get_worker
 import cairn
 from cairn import codec, kernels
 from cairn.errors import ConfigError
+from cairn.images.gpu_decoding import GpuDecoder, gpu_decoder
 from cairn.plan import Plan
 from edge_node.counting import Counter, despite_a_lost_gpu
 from edge_node.fitness import Unfit, check_unchanged, levels_of, opened, pixel_stage, readable, readers_of
@@ -70,11 +71,12 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
     plan = codec.decode_plan(order.published)
     functions = kernels.load(kernels.best()[0] if order.backend == "auto" else order.backend)
     counter = Counter(pixel_stage(plan), functions)
-    readers = readers_of(functions, 1) if functions.name == "cupy" else 0
+    on_gpu = functions.name == "cupy"
+    readers, gpu = (readers_of(functions, 1), gpu_decoder()) if on_gpu else (0, None)
     unfit = []
     for piece in batch:
         try:
-            despite_a_lost_gpu(partial(_count_piece, piece, plan, order, counter, readers))
+            despite_a_lost_gpu(partial(_count_piece, piece, plan, order, counter, readers, gpu))
         except Unfit as error:
             unfit.append((piece.image, error.problem))
         get_worker().log_event(order.topic, [piece.number, piece.pixels])
@@ -82,7 +84,9 @@ def count_batch(batch: tuple[Piece, ...], order: Order) -> Sum:
     return Sum(held, narrow(counter.tables()) if len(unfit) < len(batch) else None, tuple(unfit))
 
 
-def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, readers: int) -> None:
+def _count_piece(
+    piece: Piece, plan: Plan, order: Order, counter: Counter, readers: int, gpu: GpuDecoder | None
+) -> None:
     """Count one piece, or take it back. Raises Unfit.
 
     It is read, and decoded, by the thread that counts: a worker is one core, and there is one for each. A GPU counts
@@ -92,7 +96,7 @@ def _count_piece(piece: Piece, plan: Plan, order: Order, counter: Counter, reade
     check_unchanged(one.source, one.stamp)
     with (
         counter.image(),
-        opened(one.source, order.images, decoders=max(1, readers)) as image,
+        opened(one.source, order.images, max(1, readers), gpu) as image,
         closing(image.tiles(levels_of(plan).bands, part=piece.tiles, readers=readers)) as tiles,
     ):
         add_tiles(one, readable(tiles), counter)

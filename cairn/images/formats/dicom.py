@@ -14,6 +14,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 
 from cairn.errors import ImageError
+from cairn.images.gpu_decoding import GpuDecoder
 from cairn.images.image import CHUNK_BYTES, Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
@@ -25,6 +26,8 @@ CODECS = {
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
 }
+# JPEG 2000 that is without loss by its name, plain and with high throughput: what a GPU may decode.
+LOSSLESS_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"}
 BROKEN = "is not DICOM or its header is truncated; copy or export it again"
 
 
@@ -47,7 +50,6 @@ def open_dicom(source: ImageSource, how: Opening) -> Iterator[Image]:
     dtype is that stored where nothing is rescaled, int32 for whole slopes and intercepts, else float64. Grey values
     come as they are stored also where the display would invert them (MONOCHROME1).
     """
-    _ = how
     name = source.name
     slices: list[Slice] = []
     first: Any = None
@@ -74,7 +76,7 @@ def open_dicom(source: ImageSource, how: Opening) -> Iterator[Image]:
         def read(bands: Sequence[int], at: Window) -> Values:
             one = slices[at.z]
             with explained(one.path.name):
-                values = decoded(one).reshape(height, width, samples)
+                values = decoded(one, how.gpu).reshape(height, width, samples)
             part = values[at.y : at.y + at.h, at.x : at.x + at.w]
             out = bands_first(part, bands).astype(dtype, copy=False)
             return out if plain else (out * dtype.type(one.slope) + dtype.type(one.intercept)).astype(dtype)
@@ -155,16 +157,29 @@ def stored_dtype(head: Any, name: str) -> np.dtype[Any]:
     return np.dtype(f"{'i' if head.PixelRepresentation else 'u'}{bits // 8}")
 
 
-def decoded(one: Slice) -> Values:
+def decoded(one: Slice, gpu: GpuDecoder | None = None) -> Values:
     """Decode one frame."""
-    head = pydicom.dcmread(one.path, stop_before_pixels=True, specific_tags=["NumberOfFrames", "PixelRepresentation"])
-    codec = CODECS.get(str(head.file_meta.TransferSyntaxUID))
-    if codec is None:
+    tags = ["BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel"]
+    head = pydicom.dcmread(one.path, stop_before_pixels=True, specific_tags=tags)
+    syntax = str(head.file_meta.TransferSyntaxUID)
+    if syntax in CODECS:
+        values = np.asarray(CODECS[syntax](frame_of(one)))
+        return values.view(f"i{values.itemsize}") if head.PixelRepresentation else values
+
+    def plain() -> Values:
         return np.asarray(pixel_array(one.path, index=one.frame))
+
+    if gpu is None or syntax not in LOSSLESS_2000 or head.SamplesPerPixel != 1:
+        return plain()
+    dtype = np.dtype(f"{'i' if head.PixelRepresentation else 'u'}{head.BitsAllocated // 8}")
+    return gpu(frame_of(one), dtype, int(head.BitsStored), plain)
+
+
+def frame_of(one: Slice) -> bytes:
+    """Return one frame as it is stored, compressed."""
     full = pydicom.dcmread(one.path)
-    frame = get_frame(full.PixelData, one.frame, number_of_frames=int(full.get("NumberOfFrames") or 1))
-    values = np.asarray(codec(frame))
-    return values.view(f"i{values.itemsize}") if full.PixelRepresentation else values
+    frame: bytes = get_frame(full.PixelData, one.frame, number_of_frames=int(full.get("NumberOfFrames") or 1))
+    return frame
 
 
 def pixel_size_of(head: Any) -> float | None:
