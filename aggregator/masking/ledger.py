@@ -7,8 +7,8 @@ Kinds of messages: of a site "advertisement", "chain" (the certificate that it s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from typing import Final, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, Final, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +33,7 @@ from cairn.masking.messages import (
 )
 
 OWN: Final = ""  # in the place of a site's name
+DECODED, SESSIONS = 4096, 4  # messages, and rosters and circles, that are kept as they were read
 M = TypeVar("M")
 
 
@@ -62,11 +63,11 @@ class Held:
     def own(self, kind: str, of: type[M]) -> M | None:
         """Read a message of the aggregator's own; None before it was made."""
         found = self.messages.get((kind, OWN))
-        return None if found is None else decode(of, found)
+        return None if found is None else _decoded(of, found)
 
     def of_sites(self, kind: str, of: type[M]) -> dict[str, M]:
         """Read the sites' messages of a kind, by site."""
-        return {site: decode(of, body) for (k, site), body in self.messages.items() if k == kind}
+        return {site: _decoded(of, body) for (k, site), body in self.messages.items() if k == kind}
 
     @cached_property
     def made(self) -> frozenset[str]:
@@ -105,12 +106,12 @@ class Held:
     @cached_property
     def on(self) -> Agreed:
         """The roster. Raises RosterChanged before there is one."""
-        return agreed(decode(Roster, self.require("roster", "roster")))
+        return _agreed(self.require("roster", "roster"))
 
     @cached_property
     def within(self) -> Joined:
         """The circle. Raises RosterChanged before there is one."""
-        return joined(decode(Circle, self.require("circle", "circle")))
+        return _joined(self.require("circle", "circle"))
 
     @cached_property
     def dealings(self) -> dict[int, Dealing]:
@@ -158,6 +159,29 @@ class Held:
         return self.votes is not None and not self.surviving
 
 
+# A session is read anew for every call of a site, and no message in it ever changes: to read what was read before was
+# half of the work at 120 sites.
+@lru_cache(DECODED)
+def _remembered(of: Any, body: bytes) -> Any:
+    return decode(of, body)
+
+
+def _decoded(of: type[M], body: bytes) -> M:
+    found: M = _remembered(cast("Any", of), body)  # mypy takes no class for hashable
+    return found
+
+
+@lru_cache(SESSIONS)
+def _agreed(roster: bytes) -> Agreed:
+    return agreed(decode(Roster, roster))
+
+
+@lru_cache(SESSIONS)
+def _joined(circle: bytes) -> Joined:
+    return joined(decode(Circle, circle))
+
+
+@lru_cache(DECODED)
 def leaf_key(chain_pem: str) -> ec.EllipticCurvePublicKey:
     """Return the public key of a chain's first certificate."""
     key = x509.load_pem_x509_certificates(chain_pem.encode())[0].public_key()
@@ -186,6 +210,14 @@ def read(database: Database, name: str) -> Held:
     if row is None:
         raise UnknownPlan(f"no masked sum {name[:12]} was begun here; ask what is open again")
     return _held(database, row)
+
+
+def newest(database: Database, plan: str, kind: str, site: str) -> bytes | None:
+    """Return a site's message of a kind in a plan's last attempt, None where there is none."""
+    last = select(tables.MaskingSession.digest).filter_by(plan=plan).order_by(tables.MaskingSession.attempt.desc())
+    session = database.scalars(last.limit(1)).one_or_none()
+    found = None if session is None else database.get(tables.MaskingMessage, (session, kind, site))
+    return None if found is None else found.body
 
 
 def of_plan(database: Database, plan: str) -> list[Held]:
@@ -217,6 +249,7 @@ def wait_anew(database: Database, plan: str, now: datetime) -> None:
 
 
 def _held(database: Database, row: tables.MaskingSession) -> Held:
-    query = select(tables.MaskingMessage).filter_by(session=row.digest)
-    messages = {(found.kind, found.site): found.body for found in database.scalars(query)}
+    table = tables.MaskingMessage
+    query = select(table.kind, table.site, table.body).filter_by(session=row.digest)
+    messages = {(kind, site): body for kind, site, body in database.execute(query)}
     return Held(row.digest, row.plan, decode(Session, row.body), row.step_since, messages)
