@@ -57,12 +57,13 @@ class BlobStore:
 
         digest  SHA-256 of the file, lower-case hex, computed by the caller from these very bytes
         """
+        if self._sealer is not None:
+            with source.open("rb") as plain:
+                self.put_open(plain, digest)
+            source.unlink()
+            return
         with storage_full(f"the aggregator cannot store {source.stat().st_size} bytes"):
             if self.has(digest):
-                source.unlink()
-            elif self._sealer is not None:
-                with source.open("rb") as plain:
-                    self._put_sealed(plain, digest, self._sealer)
                 source.unlink()
             else:
                 self._move(source, digest)
