@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from agent_trainer.craft.validation import merge
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.reading import Pixels, read_all
 from agent_trainer.labelled.sources import Example, Labelled, LabelledSource, load_labelled, read_labelled
+from agent_trainer.loading import one_ahead
 from agent_trainer.module_weights import as_weights
 from agent_trainer.saved_state import fitting
 from agent_trainer.together import Together
@@ -78,6 +80,18 @@ class Sums:
         return said | ({"kept": self.kept / self.looked} if self.looked else {})
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images to learn from: int64[b] their places, their pixels, changed, and those of the other look.
+
+    pixels, target  uint8[b, channels, side, side]; None without a CORAL loss
+    """
+
+    chosen: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.uint8]
+    target: npt.NDArray[np.uint8] | None
+
+
 class ApgaPractice:
     """A run at this site; see `algorithms.Practice`. `train` goes on where it stopped.
 
@@ -120,6 +134,11 @@ class ApgaPractice:
         several = min(processes, config.batch) > 1 and not alone(config)
         place = seed, device, folder, config.batch, processes
         self._together = Together(self.learner, "apga", config, *place) if several else None
+        # Changing images takes time, in which a GPU can learn; a CPU's cores are taken. Where a step draws too, what is
+        # drawn would come in another order.
+        self._ahead = torch.device(device).type == "cuda" and not (
+            config.augmentation.off or config.dropout or config.method == "cutout"
+        )
         self._local = local_names(self.learner.networks, config.domain.keep_local)
         self._window: list[float] = []  # of each update since the masks were last looked at: share of collapsed ones
         self._sums = Sums()
@@ -166,26 +185,33 @@ class ApgaPractice:
         self._sums = sums = Sums()
         if self._together is not None:
             self._together.begin()
-        for made in range(1, updates + 1):
-            chosen = self._chosen(self.config.batch)
-            step = self._learn(chosen)
-            sums.add(step, len(chosen))
-            if step.kept is not None:
-                self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
-                if len(self._window) >= self.config.collapse_window or made == updates:
-                    revived = self._look_at_masks(chosen, float(step.kept.mean()))
-                    if revived and self._together is not None and made < updates:
-                        self._together.begin()
-            try:
-                yield sums
-            except GeneratorExit:  # the round's time is over
-                if step.kept is not None and self._window:
-                    self._look_at_masks(chosen, float(step.kept.mean()))
-                raise
+        with self._batches(updates) as batches:
+            for made, batch in enumerate(batches, 1):
+                step, chosen = self._learn(batch), batch.chosen
+                sums.add(step, len(chosen))
+                if step.kept is not None:
+                    self._window.append(float(apga.collapsed(step.kept, self.config.collapse_share).float().mean()))
+                    if len(self._window) >= self.config.collapse_window or made == updates:
+                        revived = self._look_at_masks(chosen, float(step.kept.mean()))
+                        if revived and self._together is not None and made < updates:
+                            self._together.begin()
+                try:
+                    yield sums
+                except GeneratorExit:  # the round's time is over
+                    if step.kept is not None and self._window:
+                        self._look_at_masks(chosen, float(step.kept.mean()))
+                    raise
 
-    def _learn(self, chosen: npt.NDArray[np.int64]) -> apga.Step:
+    def _batches(self, many: int) -> AbstractContextManager[Iterator[Batch]]:
+        return one_ahead(self._batch, many) if self._ahead else nullcontext(self._batch() for _ in range(many))
+
+    def _batch(self) -> Batch:
+        chosen = self._chosen(self.config.batch)
         pixels = augment_pixels(self.images[chosen], self.config.augmentation, self._rng)
-        learn = partial(self.learner.step, pixels, self.labels[chosen], self._rng, self._of_target(len(chosen)))
+        return Batch(chosen, pixels, self._of_target(len(chosen)))
+
+    def _learn(self, batch: Batch) -> apga.Step:
+        learn = partial(self.learner.step, batch.pixels, self.labels[batch.chosen], self._rng, batch.target)
         return learn() if self._together is None else self._together.step(learn)
 
     def _of_target(self, many: int) -> npt.NDArray[np.uint8] | None:

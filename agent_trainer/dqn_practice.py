@@ -1,7 +1,7 @@
 """What a site holds of a DQN run between rounds: learner, replay and searches, and the loop that trains them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from agent_trainer.device_sight import placed
 from agent_trainer.dqn import Batch, Learner, Update, dealt
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
+from agent_trainer.loading import one_ahead
 from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
 from agent_trainer.scenes.crops import Crops
@@ -83,6 +84,9 @@ class DqnPractice:
         self._searches = Searches(scenes.train, config, self._rng, place=sight)
         shape = (self._searches.channels, *config.state_shape[1:])
         self.replay = Replay(config.capacity, shape, config, rng=self._rng, folder=folder)
+        # Changing values takes time, in which a GPU can learn; a CPU's cores are taken.
+        on_gpu = torch.device(device).type == "cuda"
+        self._ahead = on_gpu and not (config.augmentation.off or self.replay.by_errors)
         self._agents = np.arange(config.envs)
         self.replay.begin(self._searches.reset(self._chosen(config.envs)), self._agents)
         self._steps = 0  # in the environment, over all rounds
@@ -132,15 +136,21 @@ class DqnPractice:
                 yield sums
                 continue
             self._owed += self.config.envs / self.config.steps_per_update
-            while self._owed >= 1 and sums.updates < updates:
-                self._owed -= 1
-                batch = toned(self.replay.sample(self.config.batch), self.config.augmentation, self._rng)
-                made = learn(batch)
-                self.replay.update(batch.index, made.td_error)
-                sums.updates += 1
-                sums.loss += made.loss
+            with self._batches(min(int(self._owed), updates - sums.updates)) as batches:
+                for batch in batches:
+                    self._owed -= 1
+                    made = learn(batch)
+                    self.replay.update(batch.index, made.td_error)
+                    sums.updates += 1
+                    sums.loss += made.loss
             self._owed = min(self._owed, 1.0)
             yield sums
+
+    def _batches(self, many: int) -> AbstractContextManager[Iterator[Batch]]:
+        return one_ahead(self._batch, many) if self._ahead else nullcontext(self._batch() for _ in range(many))
+
+    def _batch(self) -> Batch:
+        return toned(self.replay.sample(self.config.batch), self.config.augmentation, self._rng)
 
     def _begin_updates(self) -> Callable[[Batch], Update]:
         """Return what learns from a batch: alone, or with other processes that now have the same weights."""

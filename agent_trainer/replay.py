@@ -141,6 +141,11 @@ class Replay:
             self._keep(agents[kept], steps[kept])
         self._trails.end(agents[discount_t == 0])
 
+    @property
+    def by_errors(self) -> bool:
+        """Whether what is drawn depends on the TD errors that updates told."""
+        return self._sampler.errors
+
     def sample(self, b: int) -> Batch:
         """Draw b transitions, with replacement; the importance exponent rises from beta0 to 1 over beta_updates draws.
 

@@ -6,6 +6,7 @@ On a GPU a second is one of the clock, and what is compiled comes last, while th
 minutes. Without one the sizes are small, nothing is mixed, and a second is one of the processor's. A learner gets one
 batch again and again: what reads and changes images is left out, and on a CPU the Q of a DQN's target network, which is
 remembered; but for `dqn/training`, which acts, keeps and learns, on a GPU with crops cut there and on the CPU.
+`apga/changed_images` is a whole loop too, its batches changed on the CPU while the GPU learns, or in between.
 `processes` are one a GPU, or two that share what there is; their ratio is over one process, in seconds of the clock.
 """
 
@@ -20,10 +21,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from PIL import Image
 
 from agent_trainer import device_sight
 from agent_trainer.apga_config import ApgaConfig
 from agent_trainer.apga_learner import Learner as ApgaLearner
+from agent_trainer.apga_practice import ApgaPractice
 from agent_trainer.attention_config import AttentionConfig
 from agent_trainer.attention_learner import AttentionLearner
 from agent_trainer.attention_views import View, map_shape
@@ -31,6 +34,7 @@ from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Batch, dealt
 from agent_trainer.dqn import Learner as DqnLearner
 from agent_trainer.dqn_practice import DqnPractice
+from agent_trainer.labelled.sources import Example, Labelled
 from agent_trainer.patches import in_memory
 from agent_trainer.scenes.generated import generated_scenes
 from agent_trainer.scenes.settings import Generated
@@ -127,6 +131,8 @@ def run(
             yield from guarded(name, learning(name, way, device, own.get(name, {}), seconds, plain, wanted[0]))
     if "dqn" in learners:
         yield from guarded("dqn/training", training(device, own.get("dqn", {}), seconds, gpu=gpu))
+    if "apga" in learners and seconds:
+        yield from guarded("apga/changed_images", loading(device, own.get("apga", {}), seconds, gpu=gpu))
     count = processes or max(2, torch.cuda.device_count())
     for name in learners if count > 1 else ():
         yield from guarded(f"{name}/processes", shared_out(name, device, own.get(name, {}), count, seconds))
@@ -195,6 +201,26 @@ def training(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool
                 pass
             rate, _ = measured(lambda: [None for _ in practice.train(updates)], seconds, gpu=gpu)  # noqa: B023
         yield {"name": f"train_gpu/dqn/training/{envs}_agents{where}", "value": rate * envs, "unit": "steps/s"}
+
+
+def loading(device: str, settings: dict[str, Any], seconds: float, *, gpu: bool) -> Iterator[Line]:
+    """Measure APGA's whole loop on images that are changed: a batch while the one before is learned from, or after."""
+    changes = {"flip": 0.5, "rotate": 0.3, "zoom": 0.3, "shift": 0.3, "intensity_shift": 0.3, "noise": 0.2}
+    config = ApgaConfig(classes=CLASSES, pretrain_updates=0, augmentation=changes, **settings)
+    shape, rng = (config.side, config.side, config.channels), np.random.default_rng(0)
+    rates: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.png" for number in range(2 * config.batch)]
+        for path in paths:
+            Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
+        examples = tuple(Example(path.name, path, number % 2, path.name) for number, path in enumerate(paths))
+        for way in ("when_needed", "one_ahead"):
+            practice = ApgaPractice(Labelled(examples, (), ()), config, 0, device, Path(folder) / way)
+            practice._ahead = way == "one_ahead"
+            rate, _ = measured(lambda: [None for _ in practice.train(4)], seconds, gpu=gpu, clock=time.perf_counter)  # noqa: B023
+            rates.append(4 * rate)
+            also = {"ratio": rates[-1] / rates[0], "against": "when_needed"}
+            yield {"name": f"train_gpu/apga/changed_images/{way}", "value": rates[-1], "unit": "updates/s", **also}
 
 
 def measured(step: Step, seconds: float, *, gpu: bool, clock: Callable[[], float] | None = None) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from torch import Tensor
 from agent_trainer.algorithms import Algorithm, Place, Weights
 from agent_trainer.craft.augmentation import augment
 from agent_trainer.craft.domains import keep_own, local_names
+from agent_trainer.loading import one_ahead
 from agent_trainer.saved_state import fitting
 from agent_trainer.segmentation.config import SegmentationConfig, read_config
 from agent_trainer.segmentation.learner import Learner, Step, first_weights, remarks
@@ -142,9 +142,10 @@ class SegmentationPractice:
         Raises Diverged, with the weights from before the batch, and TrainingError when another process has ended.
         """
         sums, step = Sums(), self._begin_step()
-        for images, labels in self._batches(updates):
-            sums.add(step(images, labels))
-            yield sums
+        with one_ahead(self.batch, updates) as batches:
+            for images, labels in batches:
+                sums.add(step(images, labels))
+                yield sums
 
     def _begin_step(self) -> Callable[[Tensor, Tensor], Step]:
         """Return what learns from a batch: alone, or with other processes that now have the same weights."""
@@ -155,16 +156,6 @@ class SegmentationPractice:
         return lambda images, labels: together.step(
             lambda deal: learner.learn_part(*deal([images, labels.to(torch.uint8)]))
         )
-
-    def _batches(self, many: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw batches, each while the one before it is learned from."""
-        with ThreadPoolExecutor(1, "patches") as loader:
-            coming = loader.submit(self.batch)
-            for left in reversed(range(many)):
-                found = coming.result()
-                if left:
-                    coming = loader.submit(self.batch)
-                yield found
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Draw the next patches and change them: float32[b, 1, patch], int64[b, patch]."""
