@@ -51,8 +51,7 @@ class GpuDecoder:
 
         Raises what `plain` raises.
         """
-        head = lossless(data)
-        if head is None or (head.signed, head.bits) != (dtype.kind == "i", bits):
+        if (head := lossless(data, dtype, bits)) is None:
             return plain()
         kind = head.bits, head.signed
         believed = self.verdicts.get(kind)
@@ -108,8 +107,12 @@ def by_nvimgcodec(library: object, device: int, kinds: Sequence[object]) -> Deco
     return decode
 
 
-def lossless(data: bytes) -> Head | None:
-    """Read a codestream's headers; None unless it is whole, one tile of one component, its transform reversible."""
+def lossless(data: bytes, dtype: np.dtype[Any], bits: int) -> Head | None:
+    """Read a codestream's headers.
+
+    dtype, bits  what the file says that its values are
+    returns      None unless it says the same, and is whole, one tile of one component, its transform reversible
+    """
     try:
         start, size, _, width, height, *places, components = struct.unpack_from(">4sHHIIIIIIIIH", data)
         depth, across, down = struct.unpack_from(">BBB", data, 42)
@@ -125,4 +128,5 @@ def lossless(data: bytes) -> Head | None:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
     except (struct.error, IndexError):
         return None
-    return Head(height, width, (depth & 0x7F) + 1, bool(depth & 0x80)) if transforms == [REVERSIBLE] else None
+    head = Head(height, width, (depth & 0x7F) + 1, bool(depth & 0x80))
+    return head if transforms == [REVERSIBLE] and (head.signed, head.bits) == (dtype.kind == "i", bits) else None

@@ -14,7 +14,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 
 from cairn.errors import ImageError
-from cairn.images.gpu_decoding import GpuDecoder
+from cairn.images.gpu_decoding import GpuDecoder, lossless
 from cairn.images.image import CHUNK_BYTES, Image, Opening, Values, Window
 from cairn.images.reading import bands_first, explained
 from cairn.images.source import ImageSource
@@ -26,7 +26,7 @@ CODECS = {
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
 }
-# JPEG 2000 that is without loss by its name, plain and with high throughput: what a GPU may decode.
+# JPEG 2000 that is without loss by its name, plain and with high throughput: any decoder gives the same values.
 LOSSLESS_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"}
 BROKEN = "is not DICOM or its header is truncated; copy or export it again"
 
@@ -169,10 +169,17 @@ def decoded(one: Slice, gpu: GpuDecoder | None = None) -> Values:
     def plain() -> Values:
         return np.asarray(pixel_array(one.path, index=one.frame))
 
-    if gpu is None or syntax not in LOSSLESS_2000 or head.SamplesPerPixel != 1:
+    if syntax not in LOSSLESS_2000 or head.SamplesPerPixel != 1:
         return plain()
-    dtype = np.dtype(f"{'i' if head.PixelRepresentation else 'u'}{head.BitsAllocated // 8}")
-    return gpu(frame_of(one), dtype, int(head.BitsStored), plain)
+    dtype, bits = np.dtype(f"{'i' if head.PixelRepresentation else 'u'}{head.BitsAllocated // 8}"), int(head.BitsStored)
+    frame = frame_of(one)
+    if lossless(frame, dtype, bits) is None:
+        return plain()
+
+    def let_go() -> Values:  # of the interpreter, which pydicom's way to the same OpenJPEG holds all the time
+        return np.asarray(imagecodecs.jpeg2k_decode(frame))
+
+    return gpu(frame, dtype, bits, let_go) if gpu else let_go()
 
 
 def frame_of(one: Slice) -> bytes:

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import UID, JPEG2000Lossless, generate_uid
 
 from cairn.errors import ImageError
 from cairn.images import open_image
@@ -80,6 +80,32 @@ def test_lossless_jpeg_and_jpeg_ls_are_decoded(
 
     change(made, edit)
     np.testing.assert_array_equal(read(made.source), made.values)
+
+
+@pytest.mark.parametrize(
+    ("bits", "precision", "signed"), [(12, 12, 0), (16, 16, 0), (12, 12, 1), (16, 16, 1), (12, 16, 1)]
+)
+def test_jpeg_2000_without_loss_has_the_values_that_pydicom_gives(
+    make: Callable[..., Any], read: Callable[..., Any], bits: int, precision: int, signed: int
+) -> None:
+    made = make("dicom")
+    expected: dict[float, Any] = {}
+
+    def edit(one: Any, _: int) -> None:
+        stored = np.frombuffer(one.PixelData, np.uint16).reshape(one.Rows, one.Columns) >> (16 - bits)
+        values = (stored.astype("i4") - 2 ** (bits - 1)).astype("i2") if signed else stored
+        about = {"level": 0, "reversible": True, "codecformat": "j2k", "bitspersample": precision}
+        one.PixelData = encapsulate([imagecodecs.jpeg2k_encode(values, **about)])
+        one["PixelData"].VR = "OB"
+        one.BitsStored, one.HighBit, one.PixelRepresentation = bits, bits - 1, signed
+        one.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        expected[one.ImagePositionPatient[2]] = values
+
+    change(made, edit)
+    by_pydicom = {(one := pydicom.dcmread(path)).ImagePositionPatient[2]: one.pixel_array for path in made.files()}
+    for z, (_, values) in enumerate(sorted(expected.items())):
+        np.testing.assert_array_equal(read(made.source)[z, 0], values)
+        np.testing.assert_array_equal(sorted(by_pydicom.items())[z][1], values)
 
 
 def test_an_enhanced_file_orders_and_rescales_its_frames(make: Callable[..., Any], read: Callable[..., Any]) -> None:

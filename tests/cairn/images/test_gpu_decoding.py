@@ -94,7 +94,7 @@ def test_whatever_the_gpu_s_decoder_does_the_cpu_s_values_come_and_one_warning(
 )
 def test_what_is_not_sure_to_be_without_loss_is_not_given_to_the_gpu(data: bytes) -> None:
     other, expected = Other(), grey()
-    assert lossless(data) is None
+    assert lossless(data, np.dtype("u2"), 12) is None
     assert GpuDecoder(other)(data, np.dtype("u2"), 12, lambda: expected) is expected
     assert other.calls == 0
 
