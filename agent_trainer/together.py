@@ -104,6 +104,7 @@ class Together:
         self._told = {"algorithm": name, "settings": config.model_dump_json(), "seed": seed}
         self._place = device, folder
         self._helpers: Helpers | None = None
+        self._dealt = False  # in the step that is being made
 
     def begin(self) -> None:
         """Make all learners alike. Raises TrainingError when a process does not come or has ended; then all end."""
@@ -117,17 +118,24 @@ class Together:
             raise
 
     def step(self, learn: Callable[[Deal], Made]) -> Made:
-        """Learn from a batch with all processes. Raises what `learn` raises, and TrainingError as `begin`."""
+        """Learn from a batch with all processes. Raises what `learn` raises, and TrainingError as `begin`.
+
+        Whatever goes wrong once a batch is dealt out ends the others, who would wait for what does not come: but for
+        Diverged, which all of them find and go on.
+        """
+        self._dealt = False
         try:
             return learn(self._deal)
-        except Diverged:  # in all of them, which go on
+        except Diverged:
             raise
-        except TrainingError:
-            self._close()
+        except BaseException:
+            if self._dealt:
+                self._close()
             raise
 
     def _deal(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Part]:
         assert self._helpers is not None, "begin comes first"
+        self._dealt = True
         group = self._helpers.group
         dealt = shares(len(tensors[0]), self._processes)
         kinds = [(str(tensor.dtype).removeprefix("torch."), tensor.shape[1:]) for tensor in tensors]

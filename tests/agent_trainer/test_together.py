@@ -17,18 +17,17 @@ import torch
 
 from agent_trainer.algorithms import Place, Practice, algorithm
 from agent_trainer.apga_learner import Learner as ApgaLearner
-from agent_trainer.apga_practice import ApgaPractice
+from agent_trainer.apga_practice import APGA
 from agent_trainer.attention_practice import ATTENTION
 from agent_trainer.config import DqnConfig
 from agent_trainer.dqn import Batch
-from agent_trainer.dqn_practice import DqnPractice
-from agent_trainer.labelled.sources import Labelled
-from agent_trainer.together import Part, shares
-from cairn.errors import Diverged, TrainingError
+from agent_trainer.dqn_practice import DQN, DqnPractice
+from agent_trainer.together import Deal, Part, shares
+from cairn.errors import Diverged, ImageError, TrainingError
 from tests.agent_trainer import test_attention_practice as of_attention
 from tests.agent_trainer.apga_sites import CLASSES, draw, tiny
 from tests.agent_trainer.test_dqn import batch_of
-from tests.agent_trainer.test_dqn_practice import CONFIG, SCENES
+from tests.agent_trainer.test_dqn_practice import CONFIG
 
 BIAS = "masker.model.2.conv.bias"
 SHARED = CONFIG.model_copy(
@@ -37,7 +36,10 @@ SHARED = CONFIG.model_copy(
 
 
 def site(folder: Path, processes: int, device: str = "cpu", config: DqnConfig = SHARED) -> DqnPractice:
-    return DqnPractice(SCENES, config, 0, device, folder, processes)
+    scenes = {"kind": "generated", "tasks": ["heart"], "images": 4, "size": 48}
+    practice = DQN.begin(config, Place({"scenes": [scenes]}, 0, device, folder, processes))
+    assert isinstance(practice, DqnPractice)
+    return practice
 
 
 def learn(practice: Practice, updates: int) -> dict[str, float]:
@@ -116,6 +118,14 @@ def test_a_process_that_ends_while_gradients_are_added_up_leaves_the_others_weig
     assert practice.learner.updates == 0
 
 
+def bright_corners(folder: Path) -> dict[str, str]:
+    """Write images and their labels, and return the table that a site's settings have."""
+    examples = draw(folder / "images", [0, 1, 1] * 5)
+    lines = (f"{example.name},{CLASSES[example.label]}\n" for example in examples)
+    (folder / "labels.csv").write_text("image,label\n" + "".join(lines))
+    return {"kind": "files", "images": str(folder / "images"), "labels": str(folder / "labels.csv")}
+
+
 class Parts:
     """Processes as threads: each exchanges tensors with the others when all are there."""
 
@@ -187,6 +197,17 @@ def test_apga_in_parts_takes_a_step_back_in_all_of_them(tmp_path: Path) -> None:
         assert part.updates == 0
 
 
+def test_apga_with_a_coral_loss_learns_in_one_process_and_says_so(tmp_path: Path) -> None:
+    config = tiny(domain={"coral": 1.0, "target": "elsewhere"})
+    assert APGA.alone(config) == (
+        "apga with domain.coral learns in one, as that compares covariances of the whole batch"
+    )
+    assert APGA.alone(tiny()) == ""
+    practice = APGA.begin(config, Place({"labelled": [bright_corners(tmp_path)]}, 0, "cpu", tmp_path / "run", 2))
+    assert learn(practice, 1)["updates"] == 1
+    assert helpers() == []
+
+
 @pytest.mark.slow
 def test_attention_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> None:
     table = of_attention.site(tmp_path / "data", of_attention.MIXED)
@@ -211,14 +232,26 @@ def test_attention_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> No
         learn(practice, 2)
     assert differ(together, alone) < 1e-5, "what was refused changed nothing in either process"
 
+    def unreadable(_: Deal) -> None:
+        raise ImageError("p0.png: truncated")
+
+    def out_of_memory(deal: Deal) -> None:
+        deal([torch.zeros(9, 1, 8, 8, dtype=torch.uint8)])
+        raise MemoryError
+
+    with pytest.raises(ImageError):
+        together._together.step(unreadable)
+    assert len(helpers()) == 1, "nothing was dealt out yet"
+    with pytest.raises(MemoryError):
+        together._together.step(out_of_memory)
+    assert helpers() == [], "it would have waited for what does not come"
+
 
 @pytest.mark.slow
 def test_apga_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> None:
     config = tiny(small_norm="group", batch=5, balance="weights", learning_rate=0.003, collapse_window=8)
-    examples = draw(tmp_path / "images", [0, 1, 1] * 5)
-    alone, together = (
-        ApgaPractice(Labelled(examples, (), ()), config, 0, "cpu", tmp_path / f"{n}", processes=n) for n in (1, 2)
-    )
+    table = bright_corners(tmp_path)
+    alone, together = (APGA.begin(config, Place({"labelled": [table]}, 0, "cpu", tmp_path / f"{n}", n)) for n in (1, 2))
     start = together.weights()
     for practice in (alone, together):
         practice.load(start, proximal_mu=0.1)
@@ -251,9 +284,7 @@ def test_classifiers_that_two_processes_learn_on_a_gpu_are_those_of_one(tmp_path
     config: Any = tiny(small_norm="group", learning_rate=1e-3)
     if name == "attention":
         config = of_attention.tiny(batch=6, classes=CLASSES, patch=4, reduction=2)
-    examples = draw(tmp_path / "images", [0, 1, 1] * 5)
-    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{e.name},{CLASSES[e.label]}\n" for e in examples))
-    table = {"kind": "files", "images": str(tmp_path / "images"), "labels": str(tmp_path / "labels.csv")}
+    table = bright_corners(tmp_path)
     alone, together = (
         algorithm(name).begin(config, Place({"labelled": [table]}, 0, "cuda", tmp_path / f"{n}", n)) for n in (1, 2)
     )
