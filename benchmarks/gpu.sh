@@ -4,7 +4,7 @@
 #
 # tests     the tests marked gpu, here on the card (a minute)
 # figures   keys, pixels, host, file, recovery, peers beside the card's floors, `python -m benchmarks gpu` (four minutes)
-# training  the trainer's tests marked gpu, and `python -m benchmarks train_gpu` (five minutes)
+# training  the trainer's tests marked gpu, and `python -m benchmarks train_gpu` (nine minutes at most)
 # profile   what limits each kernel: ncu's tables as text (two minutes)
 # WHEELS    a folder of wheels for what a machine without network lacks; at least cryptography, cffi, pycparser, and for
 #           pixels and files pydantic, pydantic-core, annotated-types, typing-inspection, pydantic-settings,
@@ -35,11 +35,11 @@ for part in "$@"; do
             || failed=1 ;;
     figures) timeout 540 "$python" -m benchmarks gpu || failed=1 ;;
     training)
-        timeout 240 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \
+        timeout 200 "$python" -m pytest -q -m gpu --noconftest -p no:cacheprovider -o filterwarnings=default \
             --continue-on-collection-errors tests/agent_trainer/test_precision.py tests/agent_trainer/test_dqn.py \
             tests/agent_trainer/test_device_sight.py tests/agent_trainer/test_dqn_practice.py \
             tests/agent_trainer/segmentation/test_together.py tests/agent_trainer/test_together.py || failed=1
-        timeout 300 "$python" -m benchmarks train_gpu || failed=1 ;;
+        timeout 330 "$python" -m benchmarks train_gpu || failed=1 ;;
     profile)
         if ncu=$(command -v ncu); then
             # The card's clocks stay as they are. Every kernel once, after the launches that compile.

@@ -2,10 +2,11 @@
 
     python -m benchmarks train_gpu
 
-On a GPU a second is one of the clock, and what is compiled comes last, while there is time: all of it takes about four
-minutes. Without one the sizes are small, nothing is mixed, and a second is one of the processor's. A learner gets one
-batch again and again: what reads and changes images is left out, and on a CPU the Q of a DQN's target network, which is
-remembered; but for `dqn/training`, which acts, keeps and learns, on a GPU with crops cut there and on the CPU.
+On a GPU a second is one of the clock, and what is compiled and what several processes learn come last, while there is
+time: all of it takes about five minutes. Without one the sizes are small, nothing is mixed, and a second is one of the
+processor's. A learner gets one batch again and again: what reads and changes images is left out, and on a CPU the Q of
+a DQN's target network, which is remembered; but for `dqn/training`, which acts, keeps and learns, on a GPU with crops
+cut there and on the CPU.
 `apga/changed_images` is a whole loop too, its batches changed on the CPU while the GPU learns, or in between.
 `processes` are one a GPU, or two that share what there is; their ratio is over one process, in seconds of the clock.
 """
@@ -62,8 +63,8 @@ SMALL: dict[str, dict[str, Any]] = {  # for a CPU; a GPU gets the papers' own nu
     "segmentation": {"network": "unet", "patch": (32, 32, 32), "width": 8, "depth": 3},
 }
 IMAGE = 1000  # pixels a side, of attention's
-SECONDS, WARM = 3.0, 3  # of each measurement; updates before it
-LATEST = 200.0  # seconds after the start at which nothing more is compiled
+SECONDS, WARM = 2.0, 3  # of each measurement; updates before it
+LATEST, LAST = 150.0, 270.0  # seconds after the start at which nothing more is compiled; nothing more is begun
 
 
 def dqn(device: str, settings: dict[str, Any]) -> tuple[Any, Step, Shared]:
@@ -119,7 +120,7 @@ def run(
     processes: int | None = None,
 ) -> Iterator[Line]:
     """Measure each learner in each way, `ratio` over its own float32; by several processes, None: one a GPU, or two."""
-    gpu, ends = torch.cuda.is_available(), time.monotonic() + LATEST
+    gpu, began = torch.cuda.is_available(), time.monotonic()
     if not gpu:
         torch.set_num_threads(1)
     device, own = ("cuda", {}) if gpu else ("cpu", SMALL)
@@ -133,13 +134,14 @@ def run(
         yield from guarded("dqn/training", training(device, own.get("dqn", {}), seconds, gpu=gpu))
     if "apga" in learners and seconds:
         yield from guarded("apga/changed_images", loading(device, own.get("apga", {}), seconds, gpu=gpu))
-    count = processes or max(2, torch.cuda.device_count())
-    for name in learners if count > 1 else ():
-        yield from guarded(f"{name}/processes", shared_out(name, device, own.get(name, {}), count, seconds))
     for way in compiled:
         for name in learners:
-            if not gpu or time.monotonic() < ends:
+            if not gpu or time.monotonic() - began < LATEST:
                 yield from guarded(name, learning(name, way, device, own.get(name, {}), seconds, plain, wanted[0]))
+    count = processes or max(2, torch.cuda.device_count())
+    for name in learners if count > 1 else ():
+        if not gpu or time.monotonic() - began < LAST:
+            yield from guarded(f"{name}/processes", shared_out(name, device, own.get(name, {}), count, seconds))
 
 
 def guarded(what: str, lines: Iterator[Line]) -> Iterator[Line]:

@@ -63,6 +63,7 @@ def some(seed: int) -> Batch:
     return batch_of(seed, SHARED.batch, SHARED)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_one_that_is_killed_ends_the_round_with_a_sentence(
     tmp_path: Path,
 ) -> None:
@@ -262,10 +263,9 @@ def test_apga_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> None:
     for practice in (alone, together):
         practice.load({name: array + np.float32(60) * (name == BIAS) for name, array in start.items()})
         practice.learner.pretraining.over = True
-        learn(practice, 8)
-        assert practice.figures()["masks/collapses"] == 1
-        learn(practice, 1)
-    assert differ(together, alone) < 1e-3, "masks that were brought back here are brought back in the other process"
+        learn(practice, 10)
+        assert practice.figures()["masks/collapses"] == 1, "after eight updates"
+    assert differ(together, alone) < 3e-4, "masks that were brought back here are brought back in the other process"
 
 
 @pytest.mark.gpu
