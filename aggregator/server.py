@@ -76,7 +76,8 @@ OPEN: Mapping[str, frozenset[str]] = {
     name: frozenset() for name in ("cairn.v1.Enrolment", health.SERVICE_NAME, reflection.SERVICE_NAME)
 }
 ENROLMENT_THREADS = 16
-SWEEP_S = 2.0  # between two looks whether those with open streams may still be here, and who was
+SWEEP_S = 2.0  # between two looks whether those with open streams may still be here
+SEEN_S = 2.0  # between two times that it is written who was seen
 GRACE_S = 3.0  # for calls that are open when the aggregator is told to stop
 
 Log = structlog.typing.FilteringBoundLogger
@@ -133,7 +134,10 @@ class Aggregator:
         )
         self._server = rpc.server([self._admission], settings.limits.threads)
         self._stopped = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep, name="sweep", daemon=True)
+        self._watchers = [
+            threading.Thread(target=self._sweep, name="sweep", daemon=True),
+            threading.Thread(target=self._note_seen, name="seen", daemon=True),
+        ]
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
         ports = self._listen(authority)
         self.addresses = ports.addresses(settings)
@@ -229,7 +233,8 @@ class Aggregator:
     def start(self) -> None:
         """Serve, then announce the addresses."""
         self._coordinator.start()
-        self._sweeper.start()
+        for thread in self._watchers:
+            thread.start()
         self._housekeeping.start()
         self._web.start()
         self._enrolment.start()
@@ -257,8 +262,9 @@ class Aggregator:
         if self._superlink:
             self._superlink.stop()
         self._coordinator.stop()
-        if self._sweeper.is_alive():
-            self._sweeper.join()
+        for thread in self._watchers:
+            if thread.is_alive():
+                thread.join()
         self._housekeeping.stop()
         self._web.stop()
         self._traces.stop()
@@ -266,14 +272,21 @@ class Aggregator:
         self._log.info("stopped")
 
     def _sweep(self) -> None:
-        """End the open streams of those who were revoked, or whose certificate ended, and note who was seen."""
+        """End the open streams of those who were revoked, or whose certificate ended, every few seconds."""
         while not self._stopped.wait(SWEEP_S):
-            try:
-                if callers := self._admission.streaming():
+            if callers := self._admission.streaming():
+                try:
                     self._admission.hang_up(self._gate.shut_out(callers))
+                except Exception as error:  # noqa: BLE001 - the database is away: nobody's next call is admitted either
+                    self._log.error("open streams not looked at", exc_info=error)
+
+    def _note_seen(self) -> None:
+        """Keep who was seen, every few seconds."""
+        while not self._stopped.wait(SEEN_S):
+            try:
                 self._gate.keep_seen()
-            except CairnError as error:  # the database is away: nobody's next call is admitted either
-                self._log.warning("open streams not looked at", kind=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - kept when the database is back
+                self._log.error("not kept who was seen", exc_info=error)
 
     def _listen(self, authority: pki.Authority) -> Ports:
         settings = self._settings

@@ -170,6 +170,7 @@ class Sums:
                 rows, now, AGGREGATOR, "merge", plan.fingerprint, **about, digest=merged, uploads=numbers,
                 masked=True, attempt=held.session.attempt,
             )  # fmt: skip
+        ledger.forget()
         self._changed()
         return Turn(changed=True, merged=len(sites))
 

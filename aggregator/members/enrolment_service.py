@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.database import audit, reading, writing
@@ -139,13 +139,23 @@ class Gate:
             self._seen[who.identity.name] = now
 
     def keep_seen(self) -> None:
-        """Write when members were last seen, of all at once, so that no call waits for it. Raises CairnError."""
+        """Write when members were last seen, of all at once, so that no call waits for it.
+
+        Raises what the database does, and tries those again the next time.
+        """
         with self._lock:
             seen, self._seen = self._seen, {}
-        if seen:
-            rows = [{"name": name, "last_seen": at} for name, at in seen.items()]
+        if not seen:
+            return
+        later = or_(Member.last_seen.is_(None), Member.last_seen < bindparam("at"))  # a report may have come since
+        of = update(Member).where(Member.name == bindparam("of"), later).values(last_seen=bindparam("at"))
+        try:
             with writing(self._engine) as session:
-                session.execute(update(Member), rows)
+                session.connection().execute(of, [{"of": name, "at": at} for name, at in seen.items()])
+        except BaseException:
+            with self._lock:
+                self._seen = seen | self._seen
+            raise
 
     def shut_out(self, callers: Collection[Caller]) -> set[Caller]:
         """Say which of some callers with open streams may not be here any more."""

@@ -77,10 +77,13 @@ def share(pixels: int, workers: int, cells: int) -> int:
 
 
 def cut(wanted: Sequence[Wanted], pixels: int) -> list[tuple[Piece, ...]]:
-    """Lay images out in batches of about `pixels`: images whole, as many as fit, or a part of a larger one alone."""
+    """Lay images out in batches of about `pixels`: whole images next to each other, or a part of a larger one alone.
+
+    An image belongs to the batch in which its first pixel lies, so that no small rest is left for one worker to count.
+    """
     batches: list[tuple[Piece, ...]] = []
     together: list[Piece] = []
-    number = filled = 0
+    number = counted = 0
     for image, one in enumerate(wanted):
         parts = min(-(-one.pixels // pixels), one.tiles)
         if parts > 1:
@@ -89,11 +92,11 @@ def cut(wanted: Sequence[Wanted], pixels: int) -> list[tuple[Piece, ...]]:
                 batches.append((Piece(number, image, one, tiles),))
                 number += 1
             continue
-        if together and filled + one.pixels > pixels:
-            batches.append(tuple(together))
-            together, filled = [], 0
         together.append(Piece(number, image, one))
-        number, filled = number + 1, filled + one.pixels
+        number, before, counted = number + 1, counted, counted + one.pixels
+        if counted // pixels > before // pixels:
+            batches.append(tuple(together))
+            together = []
     return [*batches, tuple(together)] if together else batches
 
 

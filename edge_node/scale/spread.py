@@ -6,6 +6,7 @@ so the scheduler may have it done again wherever and whenever a worker is lost; 
 piece once.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -191,18 +192,17 @@ def _same(order: Order) -> Order:
 
 
 def _tree(graph: Graph, name: str, keys: list[Key], *, one_image: bool = False) -> Key:
-    """Add tasks to the graph that add the keys' results, a few at once, level by level; returns the last one's key."""
-    while len(keys) > 1:
-        made: list[Key] = []
-        for first in range(0, len(keys), TOGETHER):
-            group = keys[first : first + TOGETHER]
-            if len(group) > 1:
-                key = (name, len(graph))
-                graph[key] = (partial(joined, one_image=one_image), group)
-                group = [key]
-            made += group
-        keys = made
-    return keys[0]
+    """Add tasks to the graph that add the keys' results, a few at once; returns the last one's key.
+
+    The first in the queue are added and their sum goes to its end: what is counted last is in the last addition alone.
+    """
+    queue = deque(keys)
+    while len(queue) > 1:
+        group = [queue.popleft() for _ in range(min(TOGETHER, len(queue)))]
+        key = (name, len(graph))
+        graph[key] = (partial(joined, one_image=one_image), group)
+        queue.append(key)
+    return queue[0]
 
 
 def _result(future: Future, cancelled: Callable[[], bool]) -> Sum:

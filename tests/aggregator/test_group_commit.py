@@ -3,15 +3,17 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Engine, event, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from aggregator.audit_log import verify
 from aggregator.database import audit, reading, together, writing
+from aggregator.group_commit import GroupCommit, Work
 from aggregator.tables import Audit, Member
 from cairn.errors import StorageFull, UnknownPlan
 
@@ -62,6 +64,47 @@ def test_many_at_once_share_transactions_and_each_is_answered_for_itself(engine:
         assert set(session.scalars(select(Audit.subject))) == set(SITES)
     assert verify(engine).broken is None
     assert len(commits) < len(wanted)
+
+
+def test_more_than_go_into_one_transaction_are_all_kept(engine: Engine) -> None:
+    group = GroupCommit(most=2)
+
+    def call(number: int) -> None:
+        for turn in range(5):
+            group.keep(partial(writing, engine), partial(enter, name=f"{turn}-{number:02}"))
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(call, range(12), timeout=60))
+    assert names(engine) == [f"{turn}-{number:02}" for turn in range(5) for number in range(12)]
+
+
+def test_what_ends_a_transaction_ends_that_of_nobody_else(engine: Engine) -> None:
+    all_there = threading.Barrier(13)
+
+    def call(work: Work) -> None:
+        all_there.wait(60)
+        together(engine, work)
+
+    def fatal(session: Session) -> None:
+        session.connection().invalidate()
+        session.execute(text("SELECT 1"))
+
+    with ThreadPoolExecutor(12) as pool, writing(engine):
+        good = [pool.submit(call, partial(enter, name=name)) for name in SITES[:11]]
+        bad = pool.submit(call, fatal)
+        all_there.wait(60)
+    with pytest.raises(SQLAlchemyError):
+        bad.result()
+    for one in good:
+        one.result()
+    assert names(engine) == SITES[:11]
+
+
+def test_work_that_would_wait_for_itself_is_refused(engine: Engine) -> None:
+    with pytest.raises(AssertionError, match="wait for itself"):
+        together(engine, lambda _: together(engine, lambda _: None))
+    together(engine, lambda session: enter(session, "north"))
+    assert names(engine) == ["north"]
 
 
 def test_work_that_follows_sees_what_went_before(engine: Engine) -> None:

@@ -159,7 +159,7 @@ def stored_dtype(head: Any, name: str) -> np.dtype[Any]:
 
 def decoded(one: Slice, gpu: GpuDecoder | None = None) -> Values:
     """Decode one frame."""
-    tags = ["BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel"]
+    tags = ["BitsAllocated", "BitsStored", "NumberOfFrames", "PixelRepresentation", "SamplesPerPixel"]
     head = pydicom.dcmread(one.path, stop_before_pixels=True, specific_tags=tags)
     syntax = str(head.file_meta.TransferSyntaxUID)
     if syntax in CODECS:
@@ -169,7 +169,8 @@ def decoded(one: Slice, gpu: GpuDecoder | None = None) -> Values:
     def plain() -> Values:
         return np.asarray(pixel_array(one.path, index=one.frame))
 
-    if syntax not in LOSSLESS_2000 or head.SamplesPerPixel != 1:
+    many = int(head.get("NumberOfFrames") or 1) > 1  # of which that way reads one, and `frame_of` all
+    if syntax not in LOSSLESS_2000 or head.SamplesPerPixel != 1 or many:
         return plain()
     dtype, bits = np.dtype(f"{'i' if head.PixelRepresentation else 'u'}{head.BitsAllocated // 8}"), int(head.BitsStored)
     frame = frame_of(one)
