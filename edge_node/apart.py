@@ -6,7 +6,6 @@ So a service at rest holds no compiler and no decoder, and what one of them brea
 are one program from one installation, and each ends with the other.
 """
 
-import ctypes
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import numpy as np
 from cairn import codec
 from cairn.errors import CairnError
 from cairn.kernels import Kernels, load
+from cairn.memory import give_back
 from cairn.secrecy import no_dumps
 from cairn.tally import Tally
 from edge_node.settings import SiteSettings
@@ -97,8 +97,7 @@ class Apart:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc, which keeps what tallies took
-            libc.malloc_trim(0)
+        give_back()  # what tallies took
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()

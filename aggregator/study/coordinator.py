@@ -27,6 +27,7 @@ from aggregator.study.layout import LayOut, lay_out_apart
 from aggregator.telemetry import Metrics
 from cairn import codec, kernels
 from cairn.errors import CairnError, PlanError, StudyError
+from cairn.memory import give_back
 from cairn.study import StudySpec
 from cairn.tally import Tables, add
 from cairn.tracing import Traces
@@ -260,6 +261,7 @@ class Coordinator:
             self._log.error("message not kept", study=name, exc_info=error)
 
     def _advance(self) -> None:
+        worked = False
         while not self._stopped.is_set():
             self._something.clear()
             began = time.monotonic()
@@ -268,7 +270,12 @@ class Coordinator:
             except Exception as error:  # noqa: BLE001 - the loop outlives a database that is away
                 self._log.error("turn failed", exc_info=error)
                 changed = False
-            if not changed:
+            if changed:
+                worked = True
+            else:
+                if worked:  # tables of a hundred megabytes were added
+                    give_back()
+                worked = False
                 self._stopped.wait(min(IDLE_S, (time.monotonic() - began) * (1 / SHARE - 1)))
                 self._something.wait(IDLE_S)
 
