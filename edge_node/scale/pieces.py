@@ -7,11 +7,12 @@ counted anew because a worker was lost.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cairn import moments, tally
+from cairn import moments
 from cairn.errors import PlanMismatch
 from cairn.plan import CodebookPlan, Plan
 from cairn.tally import Tables
@@ -110,27 +111,36 @@ def joined(sums: Sequence[Sum], *, one_image: bool = False) -> Sum:
     unfit = tuple(found for one in sums for found in one.unfit)
     if unfit and one_image:
         return Sum(held, None, unfit[:1])
-    tables: Tables | None = None
-    for one in sums:
-        if one.tables is None:
-            continue
-        if tables is None:
-            tables = wide(one.tables)
-        else:
-            tally.add(tables, one.tables)
+    counted = [one.tables for one in sums if one.tables is not None]
+    if not counted:
+        return Sum(held, None, unfit)
+    tables = {name: _added([each[name] for each in counted]) for name in counted[0]}
     for name in IN_WORDS:
-        if tables and name in tables:
+        if name in tables:
+            tables[name] = tables[name].astype(np.int64)
             moments.carry(tables[name])
-    return Sum(held, narrow(tables) if tables else None, unfit)
+    return Sum(held, narrow(tables), unfit)
 
 
-def narrow(tables: Tables) -> Narrow:
+def _added(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Add tables, in int32 where no sum of their cells can pass it: a third of the time."""
+    fits = all(part.dtype == np.int32 for part in parts) and sum(map(_largest, parts)) < 2**31
+    total = parts[0].astype(np.int32 if fits else np.int64)
+    for part in parts[1:]:
+        np.add(total, part, out=total)
+    return total
+
+
+def _largest(table: npt.NDArray[Any]) -> int:
+    return max(int(table.max()), -int(table.min())) if table.size else 0
+
+
+def narrow(tables: Mapping[str, npt.NDArray[Any]]) -> Narrow:
     """Write each table in int32 where all of it fits."""
-    return {name: table.astype(np.int32) if _fits(table) else table for name, table in tables.items()}
-
-
-def _fits(table: npt.NDArray[np.int64]) -> bool:
-    return table.size == 0 or bool(table.min() >= -(2**31) and table.max() < 2**31)
+    return {
+        name: table.astype(np.int32) if table.dtype != np.int32 and _largest(table) < 2**31 else table
+        for name, table in tables.items()
+    }
 
 
 def wide(tables: Narrow) -> Tables:
