@@ -28,10 +28,10 @@ class Rates:
     merging          bytes of tally files unpacked and added in a core's second (Merging: 55 MB in 77 ms)
 
     taking           bytes of uploads that the aggregator takes in a core's second, TLS, digests and checks included
-                     (Many sites: an upload of 1 kB costs 79 ms, one of 2,590 kB 141 ms)
-    call             seconds of the aggregator's core for what a site and a stage cost whatever the size (the 79 ms)
-    report           seconds of its core for a report of a site (Many sites: 169 a second with 0.95 cores)
-    stream, idle     bytes of its memory for a connected site, and without any (Many sites: 345 MB with 1,000 streams)
+                     (Many sites: an upload of 1 kB costs 40.4 ms, one of 2,590 kB 73.4 ms)
+    call             seconds of the aggregator's core for what a site and a stage cost whatever the size (the 40.4 ms)
+    report           seconds of its core for a report of a site (Many sites: 145 a second with 0.73 cores)
+    stream, idle     bytes of its memory for a connected site, and without any (Many sites: 367 MB with 1,000 streams)
 
     Assumed:
     passes           over the pixels in a study, each as dear as counting: moments, ranges, counts, recovery, codebook
@@ -41,11 +41,11 @@ class Rates:
     sealing: float = 50e6 / 0.23
     merging: float = 55e6 / 0.077
     passes: int = 5
-    taking: float = 2.589e6 / (0.1411 - 0.0793)
-    call: float = 0.0793
-    report: float = 0.95 / 169
-    stream: float = 177e3
-    idle: float = 168e6
+    taking: float = 2.589e6 / (0.0734 - 0.0404)
+    call: float = 0.0404
+    report: float = 0.73 / 145
+    stream: float = 198e3
+    idle: float = 169e6
 
 
 @dataclass(frozen=True)
