@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,6 +19,7 @@ from cairn import enrolment, invitation
 from cairn.cli import main
 from cairn.errors import ConfigError
 from cairn.profile import operator_channel
+from tests.aggregator.simulated import wait_until
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ def test_the_profile_may_come_from_the_environment(cairn, running, monkeypatch) 
 
 def test_sites_lists_members_as_a_table_and_as_json(cairn, running) -> None:
     running.join("north")
-    listed = {
-        site["name"]: site for site in json.loads(cairn("sites", "--profile", running.profile, "--json").out)["sites"]
-    }
-    assert {name: site["state"] for name, site in listed.items()} == {"north": "enrolled", "operator": "enrolled"}
-    assert listed["north"]["last_seen"] is None
-    assert listed["operator"]["connected"]
+
+    def listed() -> dict[str, Any]:
+        sites = json.loads(cairn("sites", "--profile", running.profile, "--json").out)["sites"]
+        return {site["name"]: site for site in sites}
+
+    assert {name: site["state"] for name, site in listed().items()} == {"north": "enrolled", "operator": "enrolled"}
+    assert listed()["north"]["last_seen"] is None
+    wait_until(lambda: listed()["operator"]["connected"], "the operator's own calls to be noted")
     table = cairn("sites", "--profile", running.profile).out
     assert "north" in table
     assert "never" in table
