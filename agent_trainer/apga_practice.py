@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +24,10 @@ from agent_trainer.craft.validation import merge
 from agent_trainer.labelled.balance import class_weights, order
 from agent_trainer.labelled.reading import Pixels, read_all
 from agent_trainer.labelled.sources import Example, Labelled, LabelledSource, load_labelled, read_labelled
-from agent_trainer.loading import one_ahead
+from agent_trainer.loading import each
 from agent_trainer.module_weights import as_weights
 from agent_trainer.saved_state import fitting
-from agent_trainer.together import Together
+from agent_trainer.together import several
 from cairn.errors import CairnError, ConfigError, ImageError
 
 STATE: Final = "apga.safetensors"
@@ -131,9 +130,8 @@ class ApgaPractice:
         self._queue: deque[int] = deque()  # places of the images that come next
         weigh = class_weights(self.labels, len(config.classes)) if config.balance == "weights" else None
         self.learner = Learner(config, seed=seed, device=device, class_weights=weigh)
-        several = min(processes, config.batch) > 1 and not alone(config)
-        place = seed, device, folder, config.batch, processes
-        self._together = Together(self.learner, "apga", config, *place) if several else None
+        processes = 1 if alone(config) else processes
+        self._together = several(self.learner, "apga", config, seed, device, folder, processes)
         # Changing images takes time, in which a GPU can learn; a CPU's cores are taken. Where a step draws too, what is
         # drawn would come in another order.
         self._ahead = torch.device(device).type == "cuda" and not (
@@ -185,7 +183,7 @@ class ApgaPractice:
         self._sums = sums = Sums()
         if self._together is not None:
             self._together.begin()
-        with self._batches(updates) as batches:
+        with each(self._batch, updates, ahead=self._ahead) as batches:
             for made, batch in enumerate(batches, 1):
                 step, chosen = self._learn(batch), batch.chosen
                 sums.add(step, len(chosen))
@@ -201,9 +199,6 @@ class ApgaPractice:
                     if step.kept is not None and self._window:
                         self._look_at_masks(chosen, float(step.kept.mean()))
                     raise
-
-    def _batches(self, many: int) -> AbstractContextManager[Iterator[Batch]]:
-        return one_ahead(self._batch, many) if self._ahead else nullcontext(self._batch() for _ in range(many))
 
     def _batch(self) -> Batch:
         chosen = self._chosen(self.config.batch)

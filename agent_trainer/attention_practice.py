@@ -29,7 +29,7 @@ from agent_trainer.labelled.settings import read_labelled
 from agent_trainer.labelled.sources import Example, Labelled, load_labelled
 from agent_trainer.patches import Big
 from agent_trainer.scenes.settings import LabelImages, read_sources
-from agent_trainer.together import Together
+from agent_trainer.together import several
 from cairn.errors import CairnError, ConfigError, ImageError
 from cairn.figures import VALIDATION
 
@@ -177,9 +177,7 @@ class AttentionPractice:
         self._rng = np.random.default_rng(seed)
         self._queue: deque[Example] = deque()
         self.learner = AttentionLearner(config, seed=seed, device=device)
-        several = min(processes, config.batch) > 1
-        place = seed, device, folder, config.batch, processes
-        self._together = Together(self.learner, "attention", config, *place) if several else None
+        self._together = several(self.learner, "attention", config, seed, device, folder, processes)
         self._local = local_names(self.learner.networks, config.keep_local)
         self._weigh = self._class_weights()
         self._last = Sums()

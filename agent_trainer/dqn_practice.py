@@ -1,7 +1,7 @@
 """What a site holds of a DQN run between rounds: learner, replay and searches, and the loop that trains them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,13 +17,13 @@ from agent_trainer.device_sight import placed
 from agent_trainer.dqn import Batch, Learner, Update, dealt
 from agent_trainer.environment import Searches
 from agent_trainer.evaluation import evaluate, merge_validation, named
-from agent_trainer.loading import one_ahead
+from agent_trainer.loading import each
 from agent_trainer.networks import QNetwork, last_layers
 from agent_trainer.replay import Replay
 from agent_trainer.scenes.crops import Crops
 from agent_trainer.scenes.sources import Scenes, load_scenes, read_sources
 from agent_trainer.sight import Sight
-from agent_trainer.together import Together
+from agent_trainer.together import several
 from cairn.errors import CairnError
 
 STATE: Final = "learner.pt"
@@ -72,9 +72,7 @@ class DqnPractice:
         folder.mkdir(parents=True, exist_ok=True)
         self._rng = np.random.default_rng(seed)
         self.learner = Learner(config, len(config.tasks), config.actions, device=device, seed=seed)
-        several = min(processes, config.batch) > 1
-        place = seed, device, folder, config.batch, processes
-        self._together = Together(self.learner, "dqn", config, *place) if several else None
+        self._together = several(self.learner, "dqn", config, seed, device, folder, processes)
         self._remark = ""  # on where the agents see
 
         def sight(crops: Crops, channels: int, shape: tuple[int, ...]) -> Sight:
@@ -136,7 +134,7 @@ class DqnPractice:
                 yield sums
                 continue
             self._owed += self.config.envs / self.config.steps_per_update
-            with self._batches(min(int(self._owed), updates - sums.updates)) as batches:
+            with each(self._batch, min(int(self._owed), updates - sums.updates), ahead=self._ahead) as batches:
                 for batch in batches:
                     self._owed -= 1
                     made = learn(batch)
@@ -145,9 +143,6 @@ class DqnPractice:
                     sums.loss += made.loss
             self._owed = min(self._owed, 1.0)
             yield sums
-
-    def _batches(self, many: int) -> AbstractContextManager[Iterator[Batch]]:
-        return one_ahead(self._batch, many) if self._ahead else nullcontext(self._batch() for _ in range(many))
 
     def _batch(self) -> Batch:
         return toned(self.replay.sample(self.config.batch), self.config.augmentation, self._rng)

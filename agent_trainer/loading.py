@@ -26,3 +26,13 @@ def one_ahead(make: Callable[[], Made], many: int) -> Iterator[Iterator[Made]]:
                 yield found
 
         yield all_of_them() if many else iter(())
+
+
+@contextmanager
+def each(make: Callable[[], Made], many: int, *, ahead: bool) -> Iterator[Iterator[Made]]:
+    """Make so many things in their order, each when it is taken, or `one_ahead`."""
+    if ahead:
+        with one_ahead(make, many) as things:
+            yield things
+    else:
+        yield (make() for _ in range(many))

@@ -79,14 +79,22 @@ class Learner(Protocol):
         """Learn from what was dealt out. Raises Diverged, in all processes, and what `part` raises."""
 
 
+class DealtOut(Config, Protocol):
+    """Settings of an algorithm that learns from batches."""
+
+    @property
+    def batch(self) -> int:
+        """Rows of a batch."""
+
+
 class Together:
     """The first process's learner, and the others that learn with it; they are started when first needed.
 
-    name     of the algorithm
-    seed     the other processes' own follow from it
-    device   "cpu", or "cuda", where each process gets the next GPU
-    folder   for the file by which they find one another
-    batch    rows of a batch; there are at most as many processes
+    name       of the algorithm
+    seed       the other processes' own follow from it
+    device     "cpu", or "cuda", where each process gets the next GPU
+    folder     for the file by which they find one another
+    processes  at most as many as a batch has rows
     """
 
     def __init__(
@@ -97,10 +105,9 @@ class Together:
         seed: int,
         device: str,
         folder: Path,
-        batch: int,
         processes: int,
     ) -> None:
-        self._learner, self._processes = learner, min(batch, processes)
+        self._learner, self._processes = learner, processes
         self._told = {"algorithm": name, "settings": config.model_dump_json(), "seed": seed}
         self._place = device, folder
         self._helpers: Helpers | None = None
@@ -149,6 +156,14 @@ class Together:
         if self._helpers is not None:
             self._helpers.close()
         self._helpers = None
+
+
+def several(
+    learner: Learner, name: str, config: DealtOut, seed: int, device: str, folder: Path, processes: int
+) -> Together | None:
+    """Return what learns in several processes, none without a row of its own; None where one is enough."""
+    processes = min(processes, config.batch)
+    return Together(learner, name, config, seed, device, folder, processes) if processes > 1 else None
 
 
 def shares(rows: int, processes: int) -> list[int]:

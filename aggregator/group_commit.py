@@ -69,11 +69,12 @@ class GroupCommit:
         for call in together:
             call.told.set()
         with self._lock:
-            self._leader = None
-            if self._waiting:
-                first = self._waiting[0]
-                self._leader, first.leads = 0, True  # nobody else begins before it is awake
-                first.told.set()
+            if not self._waiting:
+                self._leader = None
+                return
+            first = self._waiting[0]
+            self._leader, first.leads = 0, True  # nobody else begins before it is awake
+            first.told.set()
 
 
 def _keep(transaction: Transaction, together: list[_Call]) -> None:

@@ -76,8 +76,7 @@ OPEN: Mapping[str, frozenset[str]] = {
     name: frozenset() for name in ("cairn.v1.Enrolment", health.SERVICE_NAME, reflection.SERVICE_NAME)
 }
 ENROLMENT_THREADS = 16
-SWEEP_S = 2.0  # between two looks whether those with open streams may still be here
-SEEN_S = 2.0  # between two times that it is written who was seen
+SWEEP_S = 2.0  # between two looks whether those with open streams may still be here, and writing who was seen
 GRACE_S = 3.0  # for calls that are open when the aggregator is told to stop
 
 Log = structlog.typing.FilteringBoundLogger
@@ -135,8 +134,12 @@ class Aggregator:
         self._server = rpc.server([self._admission], settings.limits.threads)
         self._stopped = threading.Event()
         self._watchers = [
-            threading.Thread(target=self._sweep, name="sweep", daemon=True),
-            threading.Thread(target=self._note_seen, name="seen", daemon=True),
+            threading.Thread(
+                target=self._again, args=(self._sweep, "open streams not looked at"), name="sweep", daemon=True
+            ),
+            threading.Thread(
+                target=self._again, args=(self._gate.keep_seen, "not kept who was seen"), name="seen", daemon=True
+            ),
         ]
         self._enrolment = rpc.server([rpc.Admission(OPEN, None, self._failed)], ENROLMENT_THREADS)
         ports = self._listen(authority)
@@ -271,22 +274,18 @@ class Aggregator:
         self.engine.dispose()
         self._log.info("stopped")
 
-    def _sweep(self) -> None:
-        """End the open streams of those who were revoked, or whose certificate ended, every few seconds."""
+    def _again(self, do: Callable[[], None], undone: str) -> None:
+        """Do something every few seconds, whatever became of it before."""
         while not self._stopped.wait(SWEEP_S):
-            if callers := self._admission.streaming():
-                try:
-                    self._admission.hang_up(self._gate.shut_out(callers))
-                except Exception as error:  # noqa: BLE001 - the database is away: nobody's next call is admitted either
-                    self._log.error("open streams not looked at", exc_info=error)
-
-    def _note_seen(self) -> None:
-        """Keep who was seen, every few seconds."""
-        while not self._stopped.wait(SEEN_S):
             try:
-                self._gate.keep_seen()
-            except Exception as error:  # noqa: BLE001 - kept when the database is back
-                self._log.error("not kept who was seen", exc_info=error)
+                do()
+            except Exception as error:  # noqa: BLE001 - the database is away: nobody's next call is admitted either
+                self._log.error(undone, exc_info=error)
+
+    def _sweep(self) -> None:
+        """End the open streams of those who were revoked, or whose certificate ended."""
+        if callers := self._admission.streaming():
+            self._admission.hang_up(self._gate.shut_out(callers))
 
     def _listen(self, authority: pki.Authority) -> Ports:
         settings = self._settings

@@ -178,7 +178,7 @@ def shared_out(name: str, device: str, settings: dict[str, Any], count: int, sec
         for number in (1, count):
             if number > 1:
                 config = made.config
-                together = Together(made, name, config, 0, device, Path(folder), config.batch, number)
+                together = Together(made, name, config, 0, device, Path(folder), min(number, config.batch))
                 together.begin()
                 step = partial(together.step, shared)
             for _ in range(WARM):

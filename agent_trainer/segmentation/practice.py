@@ -20,7 +20,7 @@ from agent_trainer.segmentation.config import SegmentationConfig, read_config
 from agent_trainer.segmentation.learner import Learner, Step, first_weights, remarks
 from agent_trainer.segmentation.measures import add, figures, measure, merge_validation
 from agent_trainer.segmentation.patches import cut, draw_middle, look_over
-from agent_trainer.together import Together
+from agent_trainer.together import several
 from agent_trainer.volumes.reading import Volume, on_disk, read_volume
 from agent_trainer.volumes.settings import read_volume_sources
 from agent_trainer.volumes.sources import Case, Volumes, load_volumes
@@ -97,9 +97,7 @@ class SegmentationPractice:
         self._queue: deque[int] = deque()  # places of the volumes that come next
         self.learner = Learner(config, seed=seed, device=device)
         self._local = local_names(self.learner.network, config.keep_local)
-        several = min(processes, config.batch) > 1
-        place = seed, device, folder, config.batch, processes
-        self._together = Together(self.learner, "segmentation", config, *place) if several else None
+        self._together = several(self.learner, "segmentation", config, seed, device, folder, processes)
         self._restore()
 
     def _read(self, cases: tuple[Case, ...]) -> list[Volume]:

@@ -272,12 +272,12 @@ class Coordinator:
                 changed = False
             if changed:
                 worked = True
-            else:
-                if worked:  # tables of a hundred megabytes were added
-                    give_back()
+                continue
+            if worked:  # tables of a hundred megabytes were added
+                give_back()
                 worked = False
-                self._stopped.wait(min(IDLE_S, (time.monotonic() - began) * (1 / SHARE - 1)))
-                self._something.wait(IDLE_S)
+            self._stopped.wait(min(IDLE_S, (time.monotonic() - began) * (1 / SHARE - 1)))
+            self._something.wait(IDLE_S)
 
     def _watch(self) -> None:
         tidied = self._board.offers

@@ -26,6 +26,7 @@ from agent_trainer.together import Deal, Part, shares
 from cairn.errors import Diverged, ImageError, TrainingError
 from tests.agent_trainer import test_attention_practice as of_attention
 from tests.agent_trainer.apga_sites import CLASSES, draw, tiny
+from tests.agent_trainer.side_by_side import both_learn, learn
 from tests.agent_trainer.test_dqn import batch_of
 from tests.agent_trainer.test_dqn_practice import CONFIG
 
@@ -40,11 +41,6 @@ def site(folder: Path, processes: int, device: str = "cpu", config: DqnConfig = 
     practice = DQN.begin(config, Place({"scenes": [scenes]}, 0, device, folder, processes))
     assert isinstance(practice, DqnPractice)
     return practice
-
-
-def learn(practice: Practice, updates: int) -> dict[str, float]:
-    *_, done = practice.train(updates)
-    return done.numbers()
 
 
 def helpers() -> list[psutil.Process]:
@@ -68,11 +64,7 @@ def test_two_processes_learn_what_one_learns_and_one_that_is_killed_ends_the_rou
     tmp_path: Path,
 ) -> None:
     alone, together = site(tmp_path / "alone", 1), site(tmp_path / "together", 2)
-    start = together.weights()
-    for practice in (alone, together):
-        practice.load(start, proximal_mu=0.1)
-    expected, told = learn(alone, 5), learn(together, 5)
-    assert {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()} == told
+    start, _ = both_learn(alone, together, 5, rel=1e-4)
     assert differ(together, alone) < 1e-5
     assert max(float(np.abs(array - start[name]).max()) for name, array in together.weights().items()) > 2e-4
 
@@ -216,11 +208,7 @@ def test_attention_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> No
     alone, together = (
         ATTENTION.begin(config, Place({"labelled": [table]}, 0, "cpu", tmp_path / f"{n}", n)) for n in (1, 2)
     )
-    start = together.weights()
-    for practice in (alone, together):
-        practice.load(start, proximal_mu=0.1)
-    expected, told = learn(alone, 4), learn(together, 4)
-    assert {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()} == told
+    start, _ = both_learn(alone, together, 4, rel=1e-4)
     assert differ(together, alone) < 1e-5
     moved = {name for name, array in together.weights().items() if np.abs(array - start[name]).max() > 1e-3}
     assert {name.split(".")[0] for name in moved} == {"attention", "classifier"}
@@ -253,11 +241,7 @@ def test_apga_that_two_processes_learn_is_that_of_one(tmp_path: Path) -> None:
     config = tiny(small_norm="group", batch=5, balance="weights", learning_rate=0.003, collapse_window=8)
     table = bright_corners(tmp_path)
     alone, together = (APGA.begin(config, Place({"labelled": [table]}, 0, "cpu", tmp_path / f"{n}", n)) for n in (1, 2))
-    start = together.weights()
-    for practice in (alone, together):
-        practice.load(start, proximal_mu=0.1)
-    expected, told = learn(alone, 6), learn(together, 6)
-    assert {name: pytest.approx(value, rel=1e-3, abs=1e-5) for name, value in expected.items()} == told
+    start, told = both_learn(alone, together, 6, rel=1e-3, abs=1e-5)
     assert {"reward", "masked_loss", "kept"} <= told.keys(), "pre-training is over"
     assert differ(together, alone) < 1e-5
     for practice in (alone, together):

@@ -13,6 +13,7 @@ from agent_trainer.segmentation.practice import SegmentationPractice, begin
 from agent_trainer.together import Part, shares
 from cairn.errors import Diverged, TrainingError
 from tests.agent_trainer.segmentation.test_practice import MADE, config, train
+from tests.agent_trainer.side_by_side import both_learn
 
 AWAY = ("model.0.conv.bias", "model.1.submodule.conv.bias")
 
@@ -33,11 +34,7 @@ def differ(one: SegmentationPractice, other: SegmentationPractice) -> float:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     alone, together = site(tmp_path / "alone", 1), site(tmp_path / "together", 2)
-    start = together.weights()
-    for practice in (alone, together):
-        practice.load(start, proximal_mu=0.1)
-    told, expected = train(together, 4), train(alone, 4)
-    assert {name: pytest.approx(value, rel=1e-3) for name, value in expected.items()} == told
+    start, _ = both_learn(alone, together, 4, rel=1e-3)
     assert differ(together, alone) < 1e-5
     assert max(float(np.abs(array - start[name]).max()) for name, array in together.weights().items()) > 1e-2
 
